@@ -101,7 +101,7 @@ class ClassSet:
         return len(self.codes)
 
 
-_MARROW_14 = tuple(["ART", "BLA", "EBO", "EOS", "LYT", "MMZ", "MON", "MYB", "NGB", "NGS", "NIF", "PEB", "PLM", "PMO"])
+_MARROW_14 = ("ART", "BLA", "EBO", "EOS", "LYT", "MMZ", "MON", "MYB", "NGB", "NGS", "NIF", "PEB", "PLM", "PMO")
 
 CLASS_SETS: MappingProxyType[str, ClassSet] = MappingProxyType(
     {
@@ -111,7 +111,7 @@ CLASS_SETS: MappingProxyType[str, ClassSet] = MappingProxyType(
             ClassSet("marrow-14", _MARROW_14, "the classes with at least 2,700 images in the full collection"),
             ClassSet(
                 "marrow-8",
-                tuple(["ART", "BLA", "EOS", "LYT", "MON", "NGS", "NIF", "PMO"]),
+                ("ART", "BLA", "EOS", "LYT", "MON", "NGS", "NIF", "PMO"),
                 "the eight of marrow-14 that a 5,229-cell excerpt has enough images of",
             ),
         )
