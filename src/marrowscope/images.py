@@ -1,13 +1,22 @@
 """From bytes to a model's input: the only preprocessing there is.
 
-Training, evaluation, export checks and serving all call `decode`, `prepare` and `normalise`; nothing else turns a
-file into numbers.
+Training, evaluation, export checks and serving all call `decode` and `prepare`; nothing else turns a file into pixels.
+Scaling and normalising are the first layers of the network itself.
+
+Every reason for refusing a picture reads ``cause: detail`` (or only ``cause``); `cause` gives the first part, so that
+failures can be counted.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
+import os
+import stat
+import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +43,8 @@ MAX_BYTES = 200_000_000
 
 Pixels = npt.NDArray[np.uint8]
 
+_READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
 _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -41,21 +52,38 @@ _FILTERS = {
 }
 
 
+def cause(reason: str) -> str:
+    """The first part of a reason: what failures are counted by."""
+    return reason.partition(":")[0]
+
+
 def read_bytes(path: Path) -> bytes:
     """Read a file for `decode`.
 
     Raises:
-        ImageError: It can't be read, is empty, or is larger than `MAX_BYTES`.
+        ImageError: It is missing, can't be read, is no regular file (a pipe would wait for ever), is empty, or is
+            larger than `MAX_BYTES`.
     """
     try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise ImageError(f"file of {size:,} bytes is larger than the {MAX_BYTES:,} allowed")
-        data = path.read_bytes()
+        if not stat.S_ISREG(path.stat().st_mode):  # asked before opening, for opening a device may do something
+            raise ImageError("not a regular file")
+        # The name may have become a pipe in between; opened so, it does not wait for a writer.
+        with os.fdopen(os.open(path, _READ), "rb") as f:
+            status = os.fstat(f.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ImageError("not a regular file")
+            if status.st_size > MAX_BYTES:
+                raise ImageError(f"file too large: {status.st_size:,} bytes; allowed are {MAX_BYTES:,}")
+            data = f.read(MAX_BYTES + 1)
     except OSError as e:
-        raise ImageError(f"can't be read: {e.strerror or e}") from None
+        missing = e.errno in {errno.ENOENT, errno.ENOTDIR}
+        raise ImageError("missing: no such file" if missing else f"unreadable: {e.strerror or e}") from None
     except ValueError as e:  # a null byte in the name
-        raise ImageError(f"can't be read: {e}") from None
+        raise ImageError(f"unreadable: {e}") from None
+    except MemoryError:
+        raise ImageError("too large for the memory") from None
+    if len(data) > MAX_BYTES:  # it grew while it was read
+        raise ImageError(f"file too large: allowed are {MAX_BYTES:,} bytes")
     if not data:
         raise ImageError("empty file")
     return data
@@ -64,60 +92,120 @@ def read_bytes(path: Path) -> bytes:
 def decode(data: bytes) -> Pixels:
     """Decode one picture to RGB, uint8 (H, W, 3), upright as its EXIF says, on white where it is transparent.
 
-    16-bit grey is scaled to 8 bits; grey, palette and CMYK pictures become RGB.
+    16-bit grey is scaled to 8 bits; grey, palette and CMYK pictures become RGB. Safe to call from many threads.
 
     Raises:
         ImageError: Not a picture of an allowed format, damaged or truncated, animated, smaller than `MIN_SIDE` or
             larger than `MAX_PIXELS`. The message fits a table cell.
     """
+    with _explained(), _no_pillow_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        _check_header(image)
+        return _to_rgb(image)
+
+
+def from_pil(image: Image.Image) -> Pixels:
+    """Turn an open Pillow image into what `decode` makes of its file.
+
+    Raises:
+        ImageError: As `decode`.
+    """
+    with _explained(), _no_pillow_warnings():
+        _check_header(image)
+        return _to_rgb(image)
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Turn whatever Pillow raises into an `ImageError`."""
     try:
-        with warnings.catch_warnings():
-            # Our own limit is checked below, before any pixel is decoded; damaged EXIF is no reason to refuse.
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                _check_header(image)
-                return _to_rgb(image)
-    except UnidentifiedImageError:
-        raise ImageError(f"not a picture of a known format ({', '.join(FORMATS)})") from None
+        yield
     except ImageError:
         raise
+    except UnidentifiedImageError:
+        raise ImageError(f"not a known picture format: allowed are {', '.join(FORMATS)}") from None
     except Image.DecompressionBombError:
-        raise ImageError(f"more than the {MAX_PIXELS:,} pixels allowed") from None
+        raise ImageError(f"too many pixels: allowed are {MAX_PIXELS:,}") from None
     except MemoryError:
         raise ImageError("too large for the memory") from None
     except Exception as e:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError, ...
-        text = " ".join(str(e).split())[:80] or type(e).__name__
-        raise ImageError(f"damaged or truncated: {text}") from None
+        text = "".join(c if c.isprintable() else " " for c in str(e))
+        raise ImageError(f"damaged or truncated: {' '.join(text.split())[:80] or type(e).__name__}") from None
+
+
+class _Quiet:
+    """Silences Pillow's warnings while any thread decodes.
+
+    `warnings.catch_warnings` alone is not safe in threads: one that ends last would bring back the filters that
+    another had set. So the first thread in sets the filter, and the last one out takes it away.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.inside = 0
+        self.saved = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if self.inside == 0:
+                self.saved = warnings.catch_warnings()
+                self.saved.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\.")
+            self.inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if self.inside == 0:
+                self.saved.__exit__(None, None, None)
+
+
+_QUIET = _Quiet()
+
+
+def _no_pillow_warnings() -> _Quiet:
+    # Our own limit of pixels is checked before any is decoded, and a damaged EXIF block is no reason to refuse.
+    return _QUIET
 
 
 def _check_header(image: Image.Image) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise ImageError(f"{width} x {height} px is more than the {MAX_PIXELS:,} pixels allowed")
+        raise ImageError(f"too many pixels: {width} x {height} px; allowed are {MAX_PIXELS:,}")
     if min(width, height) < MIN_SIDE:
-        raise ImageError(f"{width} x {height} px is smaller than {MIN_SIDE} px a side")
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1:
-        raise ImageError(f"animated or multi-page ({frames} frames); give one picture a file")
+        raise ImageError(f"too small: {width} x {height} px; at least {MIN_SIDE} px a side")
+    # A JPEG with further pictures behind it (MPO: a phone's depth map or preview) is its first picture. `n_frames`
+    # would walk through the whole of a TIFF file.
+    if getattr(image, "is_animated", False) and image.format != "MPO":
+        raise ImageError("animated or multi-page: give one picture a file")
 
 
 def _to_rgb(image: Image.Image) -> Pixels:
     image.load()
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I"):
-        grey = np.asarray(upright, dtype=np.int64)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise ImageError("32-bit grey values; save the picture with 8 or 16 bits a channel")
+    upright = _upright(image)
+    mode = upright.mode
+    if mode.startswith("I;16") or (mode == "I" and image.format == "PNG"):
         # Pillow's own conversion of 16-bit grey would clip at 255.
+        grey = np.asarray(upright).astype(np.uint32)
         eight = ((grey * 255 + 32767) // 65535).astype(np.uint8)
         return np.repeat(eight[:, :, None], 3, axis=2)
-    if upright.mode == "F":
-        raise ImageError("floating-point pixel values; save the picture with 8 or 16 bits a channel")
+    if mode in {"I", "F", "LAB", "HSV"}:
+        kind = {"I": "32-bit or signed", "F": "floating-point"}.get(mode, mode)
+        raise ImageError(f"pixel type: {kind} values; save the picture as RGB or grey with 8 or 16 bits a channel")
     if upright.has_transparency_data:
         rgba = upright.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         upright = Image.alpha_composite(white, rgba)
     return np.asarray(upright.convert("RGB"), dtype=np.uint8)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn the picture as its EXIF says; one whose EXIF block can't be read stays as it is."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
+    except Exception:
+        return image
 
 
 def check_pixels(array: npt.NDArray[np.generic]) -> Pixels:
@@ -127,14 +215,16 @@ def check_pixels(array: npt.NDArray[np.generic]) -> Pixels:
         ImageError: Another type or shape, or too small or large.
     """
     if array.dtype != np.uint8:
-        raise ImageError(f"array of type {array.dtype}; a picture is uint8 (0 to 255)")
+        raise ImageError(f"pixel type: an array of {array.dtype}; a picture is uint8 (0 to 255)")
     if array.ndim == 2:
         array = np.repeat(array[:, :, None], 3, axis=2)
     if array.ndim != 3 or array.shape[2] != 3:
-        raise ImageError(f"array of shape {array.shape}; a picture is (height, width, 3)")
+        raise ImageError(f"array shape: {array.shape}; a picture is (height, width, 3)")
     height, width = array.shape[:2]
-    if min(height, width) < MIN_SIDE or height * width > MAX_PIXELS:
-        raise ImageError(f"{width} x {height} px; allowed are sides from {MIN_SIDE} px and up to {MAX_PIXELS:,} pixels")
+    if min(height, width) < MIN_SIDE:
+        raise ImageError(f"too small: {width} x {height} px; at least {MIN_SIDE} px a side")
+    if height * width > MAX_PIXELS:
+        raise ImageError(f"too many pixels: {width} x {height} px; allowed are {MAX_PIXELS:,}")
     return np.ascontiguousarray(array, dtype=np.uint8)
 
 
@@ -159,14 +249,3 @@ def load_prepared(path: Path, spec: Preprocessing) -> Pixels:
         ImageError: As `read_bytes` and `decode`.
     """
     return prepare(decode(read_bytes(path)), spec)
-
-
-def normalise(prepared_NHWC: Pixels, spec: Preprocessing) -> npt.NDArray[np.float32]:
-    """Scale to 0..1, subtract the mean, divide by the standard deviation.
-
-    uint8 (N, H, W, 3) -> float32 (N, 3, H, W).
-    """
-    mean = np.array(spec.mean, dtype=np.float32) * np.float32(255)
-    std = np.array(spec.std, dtype=np.float32) * np.float32(255)
-    out = (prepared_NHWC.astype(np.float32) - mean) / std
-    return np.ascontiguousarray(out.transpose(0, 3, 1, 2))

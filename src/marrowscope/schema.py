@@ -1,7 +1,7 @@
 """What passes between stages: tables as CSV, documents as JSON; each typed, versioned, checked on reading.
 
-    index.csv        path,label,width,height,bytes,sha256,status
-    split.csv        path,label,part         with split.json beside it (seed, rule, class set, index hash, counts)
+    index.csv        path,label,width,height,bytes,sha256,status[,group,slide,patient,original]
+    split.csv        path,label,part[,fold]  with split.json beside it (seed, rule, class set, index hash, counts)
     predictions.csv  path,status,predicted,confidence,<one column per class code>[,truth]
     evaluation.json  every figure as {value, low, high, n, method}
     card.json        what a model is: classes, preprocessing, training data, scores (also in the ONNX metadata)
@@ -46,6 +46,9 @@ class IndexRow(NamedTuple):
 
     `width` and `height` are in pixels as stored, 0 where they can't be told; `bytes` is the file's size; `sha256` is
     of the file's bytes, empty where the file can't be read; `label` is a class code.
+
+    The rest is empty where nothing is known: `group` names pictures of the same cell (near duplicates), `slide` and
+    `patient` where they come from, `original` the class as the collection itself calls it, before it was mapped.
     """
 
     path: str
@@ -55,18 +58,25 @@ class IndexRow(NamedTuple):
     bytes: int
     sha256: str
     status: str
+    group: str = ""
+    slide: str = ""
+    patient: str = ""
+    original: str = ""
 
 
 class SplitRow(NamedTuple):
-    """One image and the part it belongs to."""
+    """One image and the part it belongs to; and, in a split into folds, the fold that holds it out."""
 
     path: str
     label: str
     part: Part
+    fold: int | None = None
 
 
-INDEX_COLUMNS = IndexRow._fields
-SPLIT_COLUMNS = SplitRow._fields
+INDEX_COLUMNS = IndexRow._fields[:7]
+INDEX_EXTRA_COLUMNS = IndexRow._fields[7:]
+"""Written where any row has a value, in this order; read in any choice of them."""
+SPLIT_COLUMNS = SplitRow._fields[:3]
 
 
 def _csv_rows(path: Path, kind: str) -> Iterator[tuple[int, list[str]]]:
@@ -82,26 +92,37 @@ def _csv_rows(path: Path, kind: str) -> Iterator[tuple[int, list[str]]]:
         raise FileFormatError(f"{path} is not a {kind}: {e}.") from e
 
 
-def _table(path: Path, kind: str, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
-    """Yield the rows below a header that must be exactly `columns`."""
+def _table(
+    path: Path, kind: str, columns: Sequence[str], extra: Sequence[str] = ()
+) -> Iterator[tuple[int, list[str]]]:
+    """Yield the rows below a header that must be exactly `columns`, and then any of `extra` in their order.
+
+    A row always has a cell for each of `columns` and of `extra`, empty where the file has no such column.
+    """
     rows = _csv_rows(path, kind)
     _, header = next(rows, (0, []))
-    if tuple(header) != tuple(columns):
+    further = header[len(columns) :]
+    if tuple(header[: len(columns)]) != tuple(columns) or further != [c for c in extra if c in further]:
+        allowed = ",".join(columns) + (f"[,{','.join(extra)}]" if extra else "")
         raise FileFormatError(
-            f"{path} is not a {kind}: its first line must be {','.join(columns)!r}, and is {','.join(header)[:120]!r}."
+            f"{path} is not a {kind}: its first line must be {allowed!r}, and is {','.join(header)[:120]!r}."
         )
+    where = [header.index(c) if c in header else None for c in (*columns, *extra)]
     for line, row in rows:
-        if len(row) != len(columns):
-            raise FileFormatError(f"{path}, line {line}: {len(row)} cells where a {kind} has {len(columns)}.")
-        yield line, row
+        if len(row) != len(header):
+            raise FileFormatError(f"{path}, line {line}: {len(row)} cells where the header has {len(header)}.")
+        yield line, ["" if i is None else row[i] for i in where]
 
 
 def write_index(path: Path, rows: Iterable[IndexRow]) -> None:
-    """Write index.csv."""
+    """Write index.csv, with those of `INDEX_EXTRA_COLUMNS` that any row has a value in."""
+    rows = list(rows)
+    base = len(INDEX_COLUMNS)
+    extra = [i for i in range(base, len(IndexRow._fields)) if any(r[i] for r in rows)]
     with atomic_open(path) as f:
         out = csv.writer(f, lineterminator="\n")
-        out.writerow(INDEX_COLUMNS)
-        out.writerows(rows)
+        out.writerow([*INDEX_COLUMNS, *(IndexRow._fields[i] for i in extra)])
+        out.writerows([*r[:base], *(r[i] for i in extra)] for r in rows)
 
 
 def read_index(path: Path) -> list[IndexRow]:
@@ -111,10 +132,10 @@ def read_index(path: Path) -> list[IndexRow]:
         FileFormatError: Not an index; the message names the line.
     """
     out = []
-    for line, cells in _table(path, "index", INDEX_COLUMNS):
-        name, label, width, height, size, digest, status = cells
+    for line, cells in _table(path, "index", INDEX_COLUMNS, INDEX_EXTRA_COLUMNS):
+        name, label, width, height, size, digest, status, *extra = cells
         try:
-            out.append(IndexRow(name, label, int(width), int(height), int(size), digest, status))
+            out.append(IndexRow(name, label, int(width), int(height), int(size), digest, status, *extra))
         except ValueError:
             raise FileFormatError(f"{path}, line {line}: width, height and bytes must be whole numbers.") from None
     return out
@@ -149,8 +170,9 @@ class Split:
         self.info.write(Path(path).with_suffix(".json"))
         with atomic_open(path) as f:
             out = csv.writer(f, lineterminator="\n")
-            out.writerow(SPLIT_COLUMNS)
-            out.writerows(self.rows)
+            folds = self.info.folds is not None
+            out.writerow([*SPLIT_COLUMNS, "fold"] if folds else SPLIT_COLUMNS)
+            out.writerows(self.rows if folds else (r[:3] for r in self.rows))
 
     @classmethod
     def read(cls, path: Path) -> Split:
@@ -161,17 +183,22 @@ class Split:
                 not the one that split.json describes.
         """
         rows, seen = [], set()
-        for line, (name, label, part) in _table(path, "split", SPLIT_COLUMNS):
+        for line, (name, label, part, fold) in _table(path, "split", SPLIT_COLUMNS, ["fold"]):
+            if fold and not (fold.isascii() and fold.isdecimal()):
+                raise FileFormatError(f"{path}, line {line}: fold is {fold!r}; it must be a whole number from 0.")
             if part not in PARTS:
                 raise FileFormatError(f"{path}, line {line}: part is {part!r}; allowed: {', '.join(PARTS)}.")
             if name in seen:
                 raise FileFormatError(f"{path}, line {line}: {name} stands twice; an image belongs to one part.")
             seen.add(name)
-            rows.append(SplitRow(name, label, part))
+            rows.append(SplitRow(name, label, part, int(fold) if fold else None))
         if not rows:
             raise FileFormatError(f"{path} holds no image.")
         info = SplitInfo.read(Path(path).with_suffix(".json"))
         split = cls(tuple(rows), info)
+        folds = {r.fold for r in rows}
+        if folds != ({None} if info.folds is None else set(range(info.folds))):
+            raise FileFormatError(f"{path} does not fit {Path(path).with_suffix('.json').name}: the folds differ.")
         if info.counts != split.counts():
             raise FileFormatError(
                 f"{path} does not fit {Path(path).with_suffix('.json').name}: the counts per class and part differ. "
@@ -347,7 +374,10 @@ class SplitInfo(Document):
     ratios: tuple[float, float, float]
     cap: int | None = None
     index_sha256: str
+    folds: int | None = Field(default=None, description="number of folds; the parts are then those of fold 0")
+    shots: int | None = Field(default=None, description="training images drawn per class")
     left_out: dict[str, int] = Field(default_factory=dict, description="images not in the split, by reason")
+    notes: tuple[str, ...] = Field(default=(), description="what a reader of the split should know")
     counts: dict[str, dict[str, int]]
 
 
@@ -421,6 +451,8 @@ class Evaluation(Document):
         per_class: In the order of `codes`.
         confusion: Counts, row = truth, column = prediction, in the order of `codes`.
         macro_left_out: Codes that macro figures leave out, having fewer than `macro_minimum` images.
+        never_predicted: Codes that have images and are never predicted: their precision is None, and counts as 0 in
+            macro and weighted precision (as scikit-learn counts it).
         failed: Files without an answer, by reason; they count in no figure.
     """
 
@@ -436,6 +468,7 @@ class Evaluation(Document):
     failed: dict[str, int]
     macro_minimum: int
     macro_left_out: tuple[str, ...]
+    never_predicted: tuple[str, ...] = ()
     figures: dict[str, Figure]
     per_class: tuple[ClassFigures, ...]
     confusion: tuple[tuple[int, ...], ...]

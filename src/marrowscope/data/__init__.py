@@ -1,0 +1,1 @@
+"""Where the pictures come from: sources, index, audit, split and drawn phantoms."""

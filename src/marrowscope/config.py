@@ -1,0 +1,283 @@
+"""Recipes: what a training run does, as a TOML file read into frozen, typed objects.
+
+Unknown keys and values that are not allowed are mistakes, and all mistakes of a recipe are reported at once.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from marrowscope.cells import class_set
+from marrowscope.errors import DataError, RecipeError
+from marrowscope.schema import Frozen, Preprocessing, validation_lines
+
+Share = Field(default=0.0, ge=0.0, le=1.0)
+
+
+class ModelConfig(Frozen):
+    """The network.
+
+    Attributes:
+        name: Any model name of timm.
+        weights: ``hub`` (timm's pre-trained weights, downloaded), ``none`` (random), or the path of a local
+            safetensors or weights-only ``.pth`` file.
+        drop_path: Stochastic depth rate (Huang et al. 2016); 0 is off.
+        dropout: Dropout before the classifier; 0 is off.
+    """
+
+    name: str
+    weights: str = "none"
+    drop_path: float = Field(default=0.0, ge=0.0, lt=1.0)
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+
+
+class DataConfig(Frozen):
+    """Which images, and how often each is drawn.
+
+    Attributes:
+        ratios: Shares of train, val and test where the run draws its own split.
+        cap: The same number of images per class; null takes all.
+        sampling: ``natural`` shows each training image once an epoch; ``balanced`` draws classes equally often.
+        source: What the images are, for the model card: ``bone-marrow-cytomorphology`` or ``unstated``. Folders of
+            phantoms say so themselves.
+        cache: ``memory`` keeps the prepared pictures in RAM (size x size x 3 bytes each); ``none`` decodes the files
+            anew each epoch.
+    """
+
+    ratios: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    cap: int | None = Field(default=None, ge=1)
+    sampling: Literal["natural", "balanced"] = "natural"
+    source: Literal["bone-marrow-cytomorphology", "unstated"] = "unstated"
+    cache: Literal["memory", "none"] = "memory"
+
+
+class AugmentConfig(Frozen):
+    """Random changes of training pictures; 0 or false is off, and off means off.
+
+    Attributes:
+        flip: Horizontal and vertical flips, half of the time each.
+        rotation: Any angle up to this many degrees to either side.
+        scale: Zoom in or out by up to this share.
+        shift: Shift by up to this share of the side.
+        brightness: Factor within 1 +/- this.
+        contrast: Factor within 1 +/- this, around the picture's mean.
+        saturation: Factor within 1 +/- this, around each pixel's grey.
+        stain: Scale and offset of each stain channel in optical density (haematoxylin-eosin axes of Ruifrok and
+            Johnston 2001), within 1 +/- this.
+        erase: Probability that a random rectangle is blanked (Zhong et al. 2020).
+        mixup: Alpha of mixup (Zhang et al. 2018).
+        cutmix: Alpha of CutMix (Yun et al. 2019); with both on, each batch draws one of them.
+    """
+
+    flip: bool = False
+    rotation: float = Field(default=0.0, ge=0.0, le=180.0)
+    scale: float = Field(default=0.0, ge=0.0, lt=0.9)
+    shift: float = Field(default=0.0, ge=0.0, le=0.5)
+    brightness: float = Share
+    contrast: float = Share
+    saturation: float = Share
+    stain: float = Share
+    erase: float = Share
+    mixup: float = Field(default=0.0, ge=0.0, le=10.0)
+    cutmix: float = Field(default=0.0, ge=0.0, le=10.0)
+
+
+class LossConfig(Frozen):
+    """Cross-entropy and its variants.
+
+    Attributes:
+        label_smoothing: Share of the target spread over all classes (Szegedy et al. 2016).
+        class_weights: ``balanced`` weights each class by 1 / its training count (mean 1).
+        focal_gamma: Focusing parameter of the focal loss (Lin et al. 2017); 0 is plain cross-entropy.
+    """
+
+    label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
+    class_weights: Literal["none", "balanced"] = "none"
+    focal_gamma: float = Field(default=0.0, ge=0.0, le=10.0)
+
+
+class OptimizerConfig(Frozen):
+    """The optimiser.
+
+    Attributes:
+        name: ``adamw`` (decoupled weight decay) or ``adam``.
+        learning_rate: Peak learning rate.
+        weight_decay: Not applied to biases, norms and position embeddings.
+        layer_decay: Factor from each block to the one below it (Bao et al. 2021); 1 is off.
+        clip: Largest norm of the whole gradient; 0 is off.
+    """
+
+    name: Literal["adamw", "adam"] = "adamw"
+    learning_rate: float = Field(gt=0.0, le=1.0)
+    weight_decay: float = Field(default=0.0, ge=0.0, le=1.0)
+    layer_decay: float = Field(default=1.0, gt=0.0, le=1.0)
+    clip: float = Field(default=1.0, ge=0.0)
+
+
+class ScheduleConfig(Frozen):
+    """How long, and how the learning rate runs.
+
+    Attributes:
+        epochs: Passes over the training part.
+        warmup_epochs: Linear rise from 0 at the start (may be a fraction).
+        floor: Learning rate at the end as a share of the peak, reached along a cosine.
+        constant: Keep the peak to the end (after the warm-up) in place of the cosine.
+        patience: Stop after this many epochs without a better validation score; 0 is off.
+    """
+
+    epochs: int = Field(ge=1, le=10_000)
+    warmup_epochs: float = Field(default=0.0, ge=0.0)
+    floor: float = Field(default=0.01, ge=0.0, le=1.0)
+    constant: bool = False
+    patience: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> ScheduleConfig:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs ({self.warmup_epochs}) must be below epochs ({self.epochs})")
+        return self
+
+
+class EngineConfig(Frozen):
+    """How the work is done; the model learnt is the same idea whatever stands here.
+
+    Attributes:
+        batch_size: Images a step (over all processes).
+        precision: ``bf16`` (autocast), ``fp32``, or ``auto``: bf16 where the hardware has it.
+        channels_last: Memory layout; faster for convolutions.
+        ema: Decay of the exponential moving average of the weights, which is then validated and saved; 0 is off.
+        checkpoint_minutes: A checkpoint is also written within an epoch when the last is older than this.
+        monitor: Validation score that chooses the best epoch.
+    """
+
+    batch_size: int = Field(default=32, ge=2, le=65_536)
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    channels_last: bool = True
+    ema: float = Field(default=0.0, ge=0.0, lt=1.0)
+    checkpoint_minutes: float = Field(default=10.0, gt=0.0)
+    monitor: Literal["val_accuracy", "val_macro_f1", "val_loss"] = "val_accuracy"
+
+
+class Recipe(Frozen):
+    """A whole recipe.
+
+    Attributes:
+        name: Name of the model that comes out.
+        classes: A named class set (`cells.CLASS_SETS`) or a list of codes.
+        seed: Fixes the split (where the run draws it), the start weights, the order and the augmentation.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    classes: str = "marrow-14"
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    model: ModelConfig
+    image: Preprocessing
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    engine: EngineConfig = EngineConfig()
+
+    @field_validator("classes")
+    @classmethod
+    def _known_classes(cls, value: str) -> str:
+        try:
+            class_set(value)
+        except DataError as e:
+            raise ValueError(str(e)) from None
+        return value
+
+    @model_validator(mode="after")
+    def _balance_once(self) -> Recipe:
+        ways = [
+            text
+            for text, on in (
+                ('data.sampling = "balanced"', self.data.sampling == "balanced"),
+                ('loss.class_weights = "balanced"', self.loss.class_weights == "balanced"),
+            )
+            if on
+        ]
+        if len(ways) > 1:
+            raise ValueError(f"classes are balanced twice, by {' and by '.join(ways)}; keep one of them")
+        return self
+
+
+def parse_recipe(values: Mapping[str, Any], where: str) -> Recipe:
+    """Check a recipe given as nested tables; `where` names its origin in errors.
+
+    Raises:
+        RecipeError: With one line for every mistake.
+    """
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as e:
+        lines = [_with_known_keys(line) for line in validation_lines(e)]
+        raise RecipeError(f"{where} has {len(lines)} mistake(s):\n  " + "\n  ".join(lines)) from None
+
+
+def _with_known_keys(line: str) -> str:
+    """Add the keys that are allowed to the report of an unknown one."""
+    where, _, text = line.partition(": ")
+    if text != "Extra inputs are not permitted":
+        return line
+    *tables, key = where.split(".")
+    section: Any = Recipe
+    for table in tables:
+        section = section.model_fields[table].annotation
+    inside = f" in [{'.'.join(tables)}]" if tables else ""
+    return f"{where}: unknown key {key!r}{inside}; known keys: {', '.join(section.model_fields)}"
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file and apply ``key=value`` overrides such as ``schedule.epochs=3``.
+
+    Values are read as TOML; what is not TOML is taken as text (``model.weights=none``).
+
+    Raises:
+        RecipeError: The file can't be read or is not TOML, an override has no ``=``, or the recipe has mistakes.
+    """
+    try:
+        values: dict[str, Any] = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as e:
+        raise RecipeError(f"Can't read the recipe {path}: {e.strerror or e}.") from e
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise RecipeError(f"{path} is not a TOML file: {e}.") from None
+    for text in overrides:
+        key, equals, raw = text.partition("=")
+        if not equals or not key.strip():
+            raise RecipeError(f"--set {text!r}: write it as key=value, for example schedule.epochs=3.")
+        *tables, last = key.strip().split(".")
+        target = values
+        for table in tables:
+            inner = target.setdefault(table, {})
+            if not isinstance(inner, dict):
+                raise RecipeError(f"--set {text!r}: {table!r} is a value, not a table.")
+            target = inner
+        target[last] = _toml_value(raw.strip())
+    return parse_recipe(values, str(path))
+
+
+def _toml_value(raw: str) -> Any:
+    try:
+        return tomllib.loads(f"x = {raw}")["x"]
+    except tomllib.TOMLDecodeError:
+        return raw
+
+
+def recipe_toml(recipe: Recipe) -> str:
+    """The recipe as TOML text, every value written out; reading it back gives an equal recipe."""
+    top, tables = [], []
+    for key, value in recipe.model_dump(mode="json").items():
+        if isinstance(value, dict):
+            lines = [f"{k} = {json.dumps(v)}" for k, v in value.items() if v is not None]
+            tables.append("\n".join([f"[{key}]", *lines]))
+        else:
+            top.append(f"{key} = {json.dumps(value)}")
+    return "\n".join(top) + "\n\n" + "\n\n".join(tables) + "\n"

@@ -1,0 +1,126 @@
+"""Where picture bytes come from: every kind of collection behind one small class.
+
+A source lists its files by relative POSIX name and reads one at a time, from any thread.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from abc import ABC, abstractmethod
+from collections import Counter
+from pathlib import Path, PurePosixPath
+
+from marrowscope.errors import DataError
+from marrowscope.images import SUFFIXES, read_bytes
+
+_JUNK = frozenset({"thumbs.db", "desktop.ini", "__macosx", "$recycle.bin", "system volume information", "@eadir"})
+
+
+def is_junk(name: str) -> bool:
+    """Whether a file or folder of this name is hidden or left by an operating system."""
+    return name.startswith(".") or name.lower() in _JUNK
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name is taken for a picture."""
+    return PurePosixPath(name).suffix.lower() in SUFFIXES
+
+
+class Source(ABC):
+    """A collection of pictures.
+
+    Attributes:
+        where: What the user gave, for messages.
+        names: Relative POSIX names of all pictures, sorted.
+        ignored: Number of other files, by suffix (``""`` where a name has none).
+    """
+
+    where: str
+    names: list[str]
+    ignored: Counter[str]
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """Read the bytes of one picture; may be called from many threads at once.
+
+        Raises:
+            ImageError: It is missing or can't be read, is empty or too large.
+        """
+
+    @abstractmethod
+    def size(self, name: str) -> int:
+        """Size of one file in bytes, 0 where it can't be told."""
+
+
+class FolderSource(Source):
+    """A folder tree. Links are followed; one that leads back above itself is left alone."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+        self.where = str(root)
+        self.ignored = Counter()
+        self.names = sorted(self._walk())
+
+    def read(self, name: str) -> bytes:
+        return read_bytes(self.root / name)
+
+    def size(self, name: str) -> int:
+        try:
+            return os.stat(self.root / name).st_size
+        except OSError:
+            return 0
+
+    def _walk(self) -> list[str]:
+        """Relative names of all pictures below the root."""
+        found: list[str] = []
+        # Each folder comes with the identities of those above it, so that a looping link ends where it closes.
+        todo: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+        while todo:
+            folder, above = todo.pop()
+            try:
+                status = os.stat(self.root / folder)
+                here = (status.st_dev, status.st_ino)
+                if here in above:
+                    continue
+                entries = list(os.scandir(self.root / folder))
+            except OSError as e:
+                raise DataError(
+                    f"Can't list the folder {self.root / folder}: {e.strerror or e}. "
+                    "Allow reading it, or move it out of the data folder."
+                ) from None
+            for entry in entries:
+                if is_junk(entry.name):
+                    continue
+                name = f"{folder}/{entry.name}" if folder else entry.name
+                if _is_folder(entry):
+                    todo.append((name, above | {here}))
+                elif is_image_name(entry.name):
+                    found.append(name)
+                else:
+                    self.ignored[PurePosixPath(entry.name).suffix.lower()] += 1
+        return found
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def open_source(data: Path) -> Source:
+    """Open what the user gave as DATA.
+
+    Raises:
+        DataError: It doesn't exist, is of an unknown kind, or can't be listed.
+    """
+    try:
+        mode = os.stat(data).st_mode
+    except OSError as e:
+        raise DataError(f"Can't open the data folder {data}: {e.strerror or e}. Give a folder that exists.") from None
+    except ValueError as e:
+        raise DataError(f"Can't open the data folder {str(data)!r}: {e}.") from None
+    if not stat.S_ISDIR(mode):
+        raise DataError(f"{data} is a file, not a folder. Give the folder that holds one folder per class.")
+    return FolderSource(Path(data))

@@ -1,0 +1,104 @@
+"""From predictions with a truth to an evaluation: the stage `marrowscope evaluate`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from marrowscope import __version__
+from marrowscope.evaluate.case import make_case
+from marrowscope.evaluate.headline import class_figures, overall_figures
+from marrowscope.files import sha256_file
+from marrowscope.schema import OK, Evaluation, Predictions
+
+DRAWS = 2000
+MACRO_MINIMUM = 20
+
+
+def evaluate_predictions(
+    predictions: Predictions,
+    *,
+    source: str = "",
+    source_sha256: str = "",
+    part: str | None = None,
+    class_set: str | None = None,
+    groups: Sequence[str] | None = None,
+    seed: int = 0,
+    draws: int = DRAWS,
+    macro_minimum: int = MACRO_MINIMUM,
+) -> Evaluation:
+    """Judge predictions by their truth.
+
+    Args:
+        predictions: With truth. Rows without an answer are counted by reason, and count in no figure.
+        source: Name of the file they came from, kept in the result.
+        source_sha256: Its SHA-256, kept in the result.
+        part: Which part of a split they are, kept in the result.
+        class_set: Name of the class set, kept in the result.
+        groups: For each row the name of what it belongs to (patient, slide, or hash of its duplicates): intervals
+            then rest on groups. None: each row is its own.
+        seed: Of the bootstrap. The result does not depend on the order of rows, and is the same for the same seed.
+        draws: Of the bootstrap.
+        macro_minimum: Macro figures leave out classes of fewer images, and the result names them.
+
+    Raises:
+        FileFormatError: No truth, or truths that the class columns don't know.
+        ValueError: `groups` has another length than the predictions; draws below 1; macro_minimum below 0.
+    """
+    if draws < 1 or macro_minimum < 0:
+        raise ValueError(
+            f"draws must be at least 1 and macro_minimum at least 0; they are {draws} and {macro_minimum}."
+        )
+    case = make_case(predictions, groups, source or "The table of predictions")
+    counts_CC = case.counts_CC
+    support, called = counts_CC.sum(1), counts_CC.sum(0)
+    keep = np.asarray(support >= max(1, macro_minimum))
+    per_class = class_figures(case)
+    return Evaluation(
+        program=f"marrowscope {__version__}",
+        predictions=source,
+        predictions_sha256=source_sha256,
+        part=part,
+        class_set=class_set,
+        codes=case.codes,
+        n=len(case),
+        failed=dict(sorted(Counter(s for s in predictions.status if s != OK).items())),
+        macro_minimum=macro_minimum,
+        macro_left_out=tuple(c for c, k in zip(case.codes, keep, strict=True) if not k),
+        never_predicted=tuple(c for c, s, p in zip(case.codes, support, called, strict=True) if s > 0 and p == 0),
+        figures=overall_figures(case, per_class, keep, draws, seed),
+        per_class=per_class,
+        confusion=tuple(tuple(int(v) for v in row) for row in counts_CC),
+    )
+
+
+def evaluate_csv(
+    path: Path,
+    *,
+    part: str | None = None,
+    class_set: str | None = None,
+    groups: Sequence[str] | None = None,
+    seed: int = 0,
+    draws: int = DRAWS,
+    macro_minimum: int = MACRO_MINIMUM,
+) -> Evaluation:
+    """Judge a predictions.csv that has a column `truth`, of this program or of another; arguments as above.
+
+    Raises:
+        FileFormatError: Not a table of predictions, no truth column, or truths that the class columns don't know.
+    """
+    path = Path(path)
+    return evaluate_predictions(
+        Predictions.read(path),
+        source=path.name,
+        source_sha256=sha256_file(path),
+        part=part,
+        class_set=class_set,
+        groups=groups,
+        seed=seed,
+        draws=draws,
+        macro_minimum=macro_minimum,
+    )

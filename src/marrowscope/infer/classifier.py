@@ -1,0 +1,273 @@
+"""One ONNX file and its card: pictures in, probabilities out."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from importlib import resources
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from marrowscope import images
+from marrowscope.errors import FileFormatError, ImageError, ModelError
+from marrowscope.schema import Card
+
+T = TypeVar("T")
+
+ImageLike = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]
+"""A picture: a path, the bytes of a file, an open Pillow image, or uint8 (H, W, 3) or (H, W)."""
+
+CARD_KEY = "marrowscope.card"
+"""Key of the model card in the metadata of an ONNX file."""
+
+INPUT, OUTPUT = "images", "logits"
+"""Names of a model's input, uint8 (N, size, size, 3) RGB, and of its output, float32 (N, C)."""
+
+BATCH_SIZE = 32
+
+# device: (execution provider of onnxruntime, package that brings it)
+_PROVIDERS = {
+    "cpu": ("CPUExecutionProvider", "onnxruntime"),
+    "cuda": ("CUDAExecutionProvider", "onnxruntime-gpu"),
+    "openvino": ("OpenVINOExecutionProvider", "onnxruntime-openvino"),
+    "coreml": ("CoreMLExecutionProvider", "onnxruntime (on macOS)"),
+}
+DEVICES = tuple(_PROVIDERS)
+
+_EXPORT = "Make one with: marrowscope export RUN -o model.onnx"
+
+
+class Classifier:
+    """A trained model that answers for pictures of single cells.
+
+    Attributes:
+        card: What the model is: classes, preprocessing, training data, scores.
+        codes: The C class codes, in the order of the probabilities.
+        device: Where it runs.
+    """
+
+    def __init__(self, session: Any, card: Card, device: str = "cpu") -> None:
+        """Use `Classifier.load`."""
+        self._session = session
+        self.card = card
+        self.codes = card.codes
+        self.device = device
+
+    def __repr__(self) -> str:
+        return f"<Classifier {self.card.name!r}: {len(self.codes)} classes, {self.card.preprocessing.size} px>"
+
+    @classmethod
+    def load(cls, model: str | Path, *, threads: int | None = None, device: str = "cpu") -> Classifier:
+        """Open an ONNX file that `marrowscope export` wrote, or a bundled model by its name.
+
+        Args:
+            model: Path of the file, or a name out of `bundled()`.
+            threads: CPU threads of one inference; None for one a core that this process may use.
+            device: One of `DEVICES`.
+
+        Raises:
+            ModelError: No such file or name, a file of something else, or a device that is not there.
+        """
+        with _model_path(model) as path:
+            session = _open_session(path, threads, device)
+            card = _read_card(session, path)
+            _check_session(session, card, path)
+        return cls(session, card, device)
+
+    def logits(self, prepared_NHWC: images.Pixels) -> npt.NDArray[np.float32]:
+        """Run the network: uint8 (N, size, size, 3) as `images.prepare` gives it -> float32 (N, C).
+
+        Raises:
+            ModelError: Another shape or type, or onnxruntime can't run the network.
+        """
+        size = self.card.preprocessing.size
+        if prepared_NHWC.dtype != np.uint8 or prepared_NHWC.shape[1:] != (size, size, 3):
+            raise ModelError(
+                f"The model's input is uint8 (N, {size}, {size}, 3), not {prepared_NHWC.dtype} {prepared_NHWC.shape}. "
+                "Pass pictures through marrowscope.images.prepare, or call predict_proba."
+            )
+        if len(prepared_NHWC) == 0:
+            return np.empty((0, len(self.codes)), dtype=np.float32)
+        try:
+            out = self._session.run([OUTPUT], {INPUT: prepared_NHWC})[0]
+        except Exception as e:  # onnxruntime's exceptions have no common base but Exception
+            raise ModelError(f"onnxruntime can't run the model {self.card.name!r}: {_first_line(e)}") from None
+        logits: npt.NDArray[np.float32] = np.asarray(out, dtype=np.float32)
+        if logits.shape != (len(prepared_NHWC), len(self.codes)):
+            raise ModelError(
+                f"The model {self.card.name!r} gave shape {logits.shape} where ({len(prepared_NHWC)}, "
+                f"{len(self.codes)}) was expected. {_EXPORT}"
+            )
+        if not np.isfinite(logits).all():
+            raise ModelError(f"The model {self.card.name!r} gave numbers that are not finite. {_EXPORT}")
+        return logits
+
+    def probabilities(self, prepared_NHWC: images.Pixels) -> npt.NDArray[np.float64]:
+        """Run the network: uint8 (N, size, size, 3) -> float64 (N, C), rows sum to 1."""
+        return softmax(self.logits(prepared_NHWC))
+
+    def predict_proba(self, pictures: ImageLike | Iterable[ImageLike]) -> npt.NDArray[np.float64]:
+        """Probability of every class for each picture: float64 (N, C), columns as `codes`; one picture gives N = 1.
+
+        Raises:
+            ImageError: A picture can't be used; the message names it. (`predict_files` goes on and keeps the reason.)
+        """
+        prepared = (self._prepare(i, p) for i, p in enumerate(_as_sequence(pictures)))
+        out = [self.probabilities(np.stack(batch)) for batch in batches(prepared, BATCH_SIZE)]
+        return np.concatenate(out) if out else np.empty((0, len(self.codes)))
+
+    def predict(self, pictures: ImageLike | Iterable[ImageLike]) -> list[str]:
+        """The most probable class code of each picture; errors as `predict_proba`."""
+        return [self.codes[i] for i in self.predict_proba(pictures).argmax(1)]
+
+    def _prepare(self, number: int, picture: ImageLike) -> images.Pixels:
+        try:
+            return images.prepare(_pixels(picture), self.card.preprocessing)
+        except ImageError as e:
+            name = f" ({os.fspath(picture)})" if isinstance(picture, str | os.PathLike) else ""
+            raise ImageError(f"Picture {number}{name}: {e}") from None
+
+
+def softmax(logits_NC: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
+    """Logits (N, C) to probabilities, float64 (N, C), without overflow."""
+    x = logits_NC.astype(np.float64)
+    e = np.exp(x - x.max(axis=1, keepdims=True))
+    out: npt.NDArray[np.float64] = e / e.sum(axis=1, keepdims=True)
+    return out
+
+
+def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Cut into lists of `size`, the last one perhaps shorter."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def _as_sequence(pictures: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:
+    if isinstance(pictures, np.ndarray):
+        return list(pictures) if pictures.ndim == 4 else [pictures]
+    return [pictures] if isinstance(pictures, str | os.PathLike | bytes | Image.Image) else pictures
+
+
+def _pixels(picture: ImageLike) -> images.Pixels:
+    if isinstance(picture, str | os.PathLike):
+        return images.decode(images.read_bytes(Path(picture)))
+    if isinstance(picture, bytes):
+        return images.decode(picture)
+    if isinstance(picture, Image.Image):
+        return images.from_pil(picture)
+    if isinstance(picture, np.ndarray):
+        return images.check_pixels(picture)
+    raise ImageError(
+        f"not a picture: {type(picture).__name__}; allowed are a path, bytes, a Pillow image or a uint8 array"
+    )
+
+
+# ------------------------------------------------------------------------------------------------- opening a model
+
+
+def bundled() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(_bundled_files())
+
+
+def _bundled_files() -> dict[str, Any]:
+    folder = resources.files("marrowscope") / "models_onnx"
+    if not folder.is_dir():
+        return {}
+    return {f.name.removesuffix(".onnx"): f for f in folder.iterdir() if f.name.endswith(".onnx")}
+
+
+@contextlib.contextmanager
+def _model_path(model: str | Path) -> Iterator[Path]:
+    """Where the model lies on the disk: a file of this path, or else the bundled model of this name."""
+    path = Path(model)
+    files = _bundled_files()
+    if not path.exists() and str(model) in files:
+        with resources.as_file(files[str(model)]) as unpacked:
+            yield unpacked
+        return
+    names = f"Bundled models: {', '.join(sorted(files)) or 'none'}."
+    if path.is_dir():
+        run = any((path / name).exists() for name in ("config.toml", "card.json", "best.safetensors"))
+        export = f"marrowscope export {path} -o model.onnx"
+        hint = f"It looks like a run folder; export it first: {export}" if run else _EXPORT
+        raise ModelError(f"The model {path} is a folder; an ONNX file or a bundled name is needed. {hint}")
+    if not path.exists():
+        raise ModelError(f"No model {str(model)!r}: neither a file nor a bundled name. {names} {_EXPORT}")
+    yield path
+
+
+def _open_session(path: Path, threads: int | None, device: str) -> Any:
+    if threads is not None and threads < 1:
+        raise ModelError(f"threads is {threads}; allowed are 1 and more, or None for one a core.")
+    if device not in _PROVIDERS:
+        raise ModelError(f"Unknown device {device!r}; allowed: {', '.join(DEVICES)}.")
+    import onnxruntime as ort  # here, so that importing this module stays cheap
+
+    provider, package = _PROVIDERS[device]
+    if provider not in ort.get_available_providers():
+        raise ModelError(
+            f"This onnxruntime can't run on the device {device!r}: it has no {provider}. Install {package} in place of "
+            f"onnxruntime, or take the device 'cpu'."
+        )
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # fatal only: everything else comes to us as an exception
+    options.intra_op_num_threads = threads or available_cores()
+    options.inter_op_num_threads = 1
+    # Waiting threads must not spin: the cores are needed for decoding.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        if path.stat().st_size == 0:
+            raise ModelError(f"The model {path} is an empty file. {_EXPORT}")
+        session = ort.InferenceSession(str(path), options, providers=[provider])
+    except OSError as e:
+        raise ModelError(f"Can't read the model {path}: {e.strerror or e}.") from None
+    except ModelError:
+        raise
+    except Exception as e:  # onnxruntime's exceptions have no common base but Exception
+        raise ModelError(
+            f"{path} is not a whole ONNX file that onnxruntime can open ({_first_line(e)}). {_EXPORT}"
+        ) from None
+    if session.get_providers()[0] != provider:  # onnxruntime falls back to the CPU without a word
+        raise ModelError(f"onnxruntime can't start the device {device!r} here; check its drivers, or take 'cpu'.")
+    return session
+
+
+def _read_card(session: Any, path: Path) -> Card:
+    text = session.get_modelmeta().custom_metadata_map.get(CARD_KEY)
+    if text is None:
+        raise ModelError(f"{path} is an ONNX file of something else: it has no {CARD_KEY!r} in its metadata. {_EXPORT}")
+    try:
+        return Card.parse(text, f"The card in {path}")
+    except FileFormatError as e:
+        raise ModelError(f"{e}\n{_EXPORT}") from None
+
+
+def _check_session(session: Any, card: Card, path: Path) -> None:
+    size = card.preprocessing.size
+    got = {i.name: (i.type, i.shape[1:]) for i in session.get_inputs()}
+    if got != {INPUT: ("tensor(uint8)", [size, size, 3])}:
+        raise ModelError(f"{path}: the input must be {INPUT!r}, uint8 (N, {size}, {size}, 3), and is {got}. {_EXPORT}")
+    outputs = {o.name: (o.type, o.shape) for o in session.get_outputs()}
+    kind, shape = outputs.get(OUTPUT, ("", []))
+    if kind != "tensor(float)" or len(shape) != 2 or (isinstance(shape[1], int) and shape[1] != len(card.codes)):
+        raise ModelError(
+            f"{path}: the output must be {OUTPUT!r}, float (N, {len(card.codes)}), and the outputs are {outputs}. "
+            f"{_EXPORT}"
+        )
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

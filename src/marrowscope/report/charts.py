@@ -1,0 +1,265 @@
+"""Charts as inline SVG: pure functions from numbers to markup.
+
+Series differ in colour, dash and marker, so that none of the three is needed to tell them apart. Colours are CSS
+variables of the page (`--series-0`, ...), so that a chart follows light and dark. Every chart has a <title> and a
+<desc>; the page gives its numbers as a table beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from marrowscope.schema import Figure
+
+Point = tuple[float, float]
+
+DASHES = ("", "7 4")
+MARKERS = ("circle", "diamond")
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a chart; points that are not finite are left out."""
+
+    name: str
+    points: tuple[Point, ...]
+
+
+@dataclass(frozen=True)
+class ForestRow:
+    """One row of a forest plot: a label and one figure a measure."""
+
+    label: str
+    figures: tuple[Figure, ...]
+
+
+def ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Round numbers within low..high, some `about` of them."""
+    if not high > low:
+        return [low]
+    raw = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [round(i * step, 10) for i in range(first, last + 1)]
+
+
+def _text(x: float, y: float, text: str, *, anchor: str = "start", kind: str = "tick") -> Markup:
+    return Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(kind, x, y, anchor, text)
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
+    return Markup('<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>').format(kind, x1, y1, x2, y2)
+
+
+def _marker(x: float, y: float, series: int) -> Markup:
+    if MARKERS[series % len(MARKERS)] == "circle":
+        return Markup('<circle class="mark s{}" cx="{:.1f}" cy="{:.1f}" r="3.6"/>').format(series, x, y)
+    return Markup('<path class="mark hollow s{}" d="M{:.1f} {:.1f}l4.6 4.6l-4.6 4.6l-4.6 -4.6z"/>').format(
+        series, x, y - 4.6
+    )
+
+
+def _svg(key: str, title: str, description: str, size: tuple[int, int], parts: Sequence[Markup]) -> Markup:
+    return Markup(
+        '<svg class="chart" role="img" viewBox="0 0 {w} {h}" aria-labelledby="{k}-title {k}-desc">'
+        '<title id="{k}-title">{t}</title><desc id="{k}-desc">{d}</desc>{body}</svg>'
+    ).format(w=size[0], h=size[1], k=key, t=title, d=description, body=Markup("").join(parts))
+
+
+def _legend(names: Sequence[str], left: float, y: float, *, dashes: bool = True) -> list[Markup]:
+    parts, x = [], left
+    for i, name in enumerate(names):
+        dash = DASHES[i % len(DASHES)] if dashes else ""
+        parts.append(
+            Markup('<line class="curve s{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"{}/>').format(
+                i, x, y - 4, x + 28, y - 4, Markup(' stroke-dasharray="{}"').format(dash) if dash else ""
+            )
+        )
+        parts.append(_marker(x + 14, y - 4, i))
+        parts.append(_text(x + 35, y, name, kind="legend"))
+        x += 35 + 7.2 * len(name) + 22
+    return parts
+
+
+def _plain(value: float) -> str:
+    return f"{value:.10g}"
+
+
+def line_chart(
+    key: str,
+    title: str,
+    description: str,
+    series: Sequence[Series],
+    *,
+    x_label: str,
+    y_range: tuple[float, float] | None = None,
+    mark: tuple[float, str] | None = None,
+) -> Markup:
+    """Curves over epochs.
+
+    Args:
+        key: Prefix of the ids, unique in the page.
+        series: At most two.
+        y_range: Fixed axis; else from 0 or the lowest value to the highest.
+        mark: A place on the x axis and what it is (the best epoch).
+    """
+    width, height, left, right, top, bottom = 460, 290, 46, 14, 34, 44
+    finite = [[p for p in s.points if math.isfinite(p[0]) and math.isfinite(p[1])] for s in series]
+    everything = [p for points in finite for p in points]
+    if not everything:
+        return _svg(key, title, description, (width, 60), [_text(left, 34, "No values", kind="legend")])
+    x_low, x_high = min(p[0] for p in everything), max(p[0] for p in everything)
+    y_low, y_high = y_range or (min(0.0, *(p[1] for p in everything)), max(p[1] for p in everything) * 1.05)
+    x_span, y_span = (x_high - x_low) or 1.0, (y_high - y_low) or 1.0
+
+    def place(p: Point) -> Point:
+        x = left + (p[0] - x_low) / x_span * (width - left - right)
+        return x, top + (y_high - p[1]) / y_span * (height - top - bottom)
+
+    parts = _legend([s.name for s in series], left, 16)
+    for v in ticks(y_low, y_high):
+        y = place((x_low, v))[1]
+        parts += [_line(left, y, width - right, y, "grid"), _text(left - 7, y + 4, _plain(v), anchor="end")]
+    for v in ticks(x_low, x_high, 8):
+        if v == int(v):
+            x = place((v, y_low))[0]
+            parts.append(_text(x, height - bottom + 18, _plain(v), anchor="middle"))
+    parts.append(_line(left, height - bottom, width - right, height - bottom, "axis"))
+    parts.append(_text((left + width - right) / 2, height - 8, x_label, anchor="middle", kind="label"))
+    if mark is not None and x_low <= mark[0] <= x_high:
+        parts += _mark(place((mark[0], 0))[0], mark[1], (left, width - right), (top, height - bottom))
+    for i, points in enumerate(finite):
+        parts += _curve([place(p) for p in points], i)
+    return _svg(key, title, description, (width, height), parts)
+
+
+def _mark(x: float, label: str, across: tuple[float, float], down: tuple[float, float]) -> list[Markup]:
+    """A vertical line with its label, on the side where there is room."""
+    roomy = x < (across[0] + across[1]) / 2
+    anchor, shift = ("start", 5) if roomy else ("end", -5)
+    return [_line(x, down[0], x, down[1], "best"), _text(x + shift, down[1] - 7, label, anchor=anchor, kind="note")]
+
+
+def _curve(points: Sequence[Point], series: int) -> list[Markup]:
+    """A line with some fifteen markers on it."""
+    dash = DASHES[series % len(DASHES)]
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    line = Markup('<polyline class="curve s{}" points="{}"{}/>').format(
+        series, path, Markup(' stroke-dasharray="{}"').format(dash) if dash else ""
+    )
+    every = max(1, math.ceil(len(points) / 15))
+    return [line, *(_marker(x, y, series) for x, y in points[::every])]
+
+
+def forest_chart(
+    key: str, title: str, description: str, measures: Sequence[str], rows: Sequence[ForestRow]
+) -> Markup:
+    """Figures between 0 and 1 with their intervals, a row each; two measures a row at most."""
+    width, left, right, top, step = 460, 168, 16, 34, 30
+    height = top + step * len(rows) + 36
+
+    def place(v: float) -> float:
+        return left + v * (width - left - right)
+
+    parts = _legend(measures, left, 16, dashes=False)
+    for v in (0.0, 0.25, 0.5, 0.75, 1.0):
+        parts.append(_line(place(v), top, place(v), height - 34, "grid"))
+        parts.append(_text(place(v), height - 16, f"{v:g}", anchor="middle"))
+    for r, row in enumerate(rows):
+        middle = top + step * (r + 0.5)
+        parts.append(_text(left - 10, middle + 4, row.label, anchor="end", kind="label"))
+        for m, f in enumerate(row.figures):
+            y = middle + (m - (len(row.figures) - 1) / 2) * 11
+            if f.value is None:
+                continue
+            if f.low is not None and f.high is not None:
+                parts.append(_line(place(f.low), y, place(f.high), y, f"interval s{m}"))
+            parts.append(_marker(place(f.value), y, m))
+    return _svg(key, title, description, (width, height), parts)
+
+
+def interval_bar(figure: Figure) -> Markup:
+    """A figure between 0 and 1 and its interval as a small picture; decoration beside the printed numbers."""
+    value = figure.value
+    if value is None or not 0 <= value <= 1:
+        return Markup("")
+    low = value if figure.low is None else max(0.0, figure.low)
+    high = value if figure.high is None else min(1.0, figure.high)
+    return Markup(
+        '<svg class="bar" viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true" focusable="false">'
+        '<rect class="track" x="0" y="3" width="100" height="4"/>'
+        '<rect class="fill" x="{:.1f}" y="1" width="{:.1f}" height="8"/>'
+        '<rect class="point" x="{:.1f}" y="0" width="1.4" height="10"/></svg>'
+    ).format(low * 100, max(0.5, (high - low) * 100), value * 100 - 0.7)
+
+
+# ------------------------------------------------------------------------------------------------- heat of a matrix
+
+HEAT_STEPS = 9
+"""Shades of a confusion matrix; 0 stands for an empty cell."""
+
+_HEAT = {
+    # kind: (light page: palest, deepest), (dark page: palest, deepest)
+    "right": (((226, 238, 249), (8, 69, 148)), ((22, 42, 64), (107, 174, 236))),
+    "wrong": (((255, 240, 224), (166, 54, 3)), ((58, 36, 20), (253, 165, 96))),
+}
+
+
+def heat_level(share: float) -> int:
+    """Shade of a share of a row; the square root keeps a few per cent visible."""
+    return 0 if share <= 0 else max(1, min(HEAT_STEPS, math.ceil(math.sqrt(share) * HEAT_STEPS - 1e-9)))
+
+
+def luminance(rgb: tuple[int, int, int]) -> float:
+    """Relative luminance as WCAG 2 defines it."""
+    linear = [c / 255 / 12.92 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in rgb]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(a: tuple[int, int, int], b: tuple[int, int, int]) -> float:
+    """Contrast ratio of two colours, 1 to 21."""
+    low, high = sorted((luminance(a), luminance(b)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def heat_colours(kind: str, *, dark: bool) -> list[tuple[str, str]]:
+    """Background and text of each shade, palest first; one of black and white is always legible."""
+    palest, deepest = _HEAT[kind][dark]
+    out = []
+    for step in range(HEAT_STEPS):
+        t = step / (HEAT_STEPS - 1)
+        r, g, b = (round(p + (d - p) * t) for p, d in zip(palest, deepest, strict=True))
+        black, white = contrast((r, g, b), (0, 0, 0)), contrast((r, g, b), (255, 255, 255))
+        out.append((f"#{r:02x}{g:02x}{b:02x}", "#000" if black >= white else "#fff"))
+    return out
+
+
+def heat_css() -> Markup:
+    """Rules `.right.h1` ... `.wrong.h9` for a light page, and for a dark one on screens."""
+
+    def rules(dark: bool) -> str:
+        return "".join(
+            f".matrix .{kind}.h{i}{{background:{back};color:{text}}}"
+            for kind in _HEAT
+            for i, (back, text) in enumerate(heat_colours(kind, dark=dark), 1)
+        )
+
+    return Markup(f"{rules(False)}@media screen and (prefers-color-scheme:dark){{{rules(True)}}}")  # noqa: S704
+
+
+def describe_curves(series: Sequence[Series], noun: str) -> str:
+    """One sentence a curve: where it starts, ends, and where it is best; the text alternative of a line chart."""
+    out = []
+    for s in series:
+        points = [p for p in s.points if math.isfinite(p[1])]
+        if points:
+            (x0, y0), (x1, y1) = points[0], points[-1]
+            out.append(f"{s.name} {noun} goes from {y0:.3f} in epoch {x0:g} to {y1:.3f} in epoch {x1:g}.")
+    return " ".join(out) or "No values."
+

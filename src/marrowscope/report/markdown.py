@@ -1,0 +1,172 @@
+"""Set the content as Markdown: the same figures, without pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from marrowscope.report.content import Answer, Content, class_name, percent, shown
+from marrowscope.schema import NOT_A_MEDICAL_DEVICE, PARTS, Card
+
+
+def plain(text: object) -> str:
+    """Text that no Markdown reader takes for markup."""
+    out = shown(str(text)).replace("\\", "\\\\")
+    for character in "|`*_[]#":
+        out = out.replace(character, "\\" + character)
+    return out.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """A table; every cell is escaped."""
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    lines += ["| " + " | ".join(plain(cell) for cell in row) + " |" for row in rows]
+    return [*lines, ""]
+
+
+def render_markdown(content: Content) -> str:
+    """The whole file."""
+    parts = [
+        _head(content),
+        _figures(content),
+        _curves(content),
+        _classes(content),
+        _matrix(content),
+        _errors(content),
+        _failed(content),
+        _data(content),
+        _settings(content),
+    ]
+    return "\n".join(line for part in parts for line in part).rstrip("\n") + "\n"
+
+
+def _head(content: Content) -> list[str]:
+    lines = [f"# {plain(content.title)}", "", f"**{NOT_A_MEDICAL_DEVICE}**", ""]
+    if content.run.synthetic:
+        lines += ["**SYNTHETIC: these cells are drawn by a program. None of them is a real cell.**", ""]
+    e = content.run.evaluation
+    accuracy = e.figures.get("accuracy")
+    if accuracy is not None and accuracy.value is not None:
+        lines += [
+            f"{content.n_right:,} of {e.n:,} cells named right; accuracy {accuracy} (95 % interval in brackets).",
+            "",
+        ]
+    if content.baseline:
+        code, share = content.baseline
+        lines += [f"Always answering “{class_name(code)}”, the commonest class, would reach {share:.3f}.", ""]
+    return lines
+
+
+def _figures(content: Content) -> list[str]:
+    e = content.run.evaluation
+    rows = [(f.label, f.figure, f.figure.n, f.figure.method) for f in content.figures]
+    lines = ["## Figures", "", *table(("figure", "value (95 % interval)", "cells", "interval by"), rows)]
+    if e.macro_left_out:
+        names = ", ".join(f"{class_name(c)} ({c})" for c in e.macro_left_out)
+        lines += [f"Macro figures leave out classes with fewer than {e.macro_minimum} images: {names}.", ""]
+    return lines
+
+
+def _curves(content: Content) -> list[str]:
+    if not content.run.metrics:
+        return []
+    keys = ("train_loss", "val_loss", "train_accuracy", "val_accuracy", "val_macro_f1")
+    rows = [(f"{m['epoch']:g}", *(f"{m[k]:.4f}" for k in keys)) for m in content.run.metrics]
+    head = ("epoch", "training loss", "validation loss", "training accuracy", "validation accuracy", "macro F1")
+    return ["## Learning curves", "", *table(head, rows)]
+
+
+def _classes(content: Content) -> list[str]:
+    rows = [
+        (r.code, r.name, r.figures.support, r.figures.predicted, r.figures.precision, r.figures.recall, r.figures.f1)
+        for r in content.classes
+    ]
+    head = ("code", "class", "cells", "predicted", "precision", "recall", "F1")
+    return ["## Classes", "", *table(head, rows)]
+
+
+def _matrix(content: Content) -> list[str]:
+    codes = content.run.codes
+    head = ("truth \\ predicted", *map(plain, codes))
+    counts = [(row[0].truth, *(c.count for c in row)) for row in content.matrix]
+    shares = [(row[0].truth, *(c.percent for c in row)) for row in content.matrix]
+    return [
+        "## Confusion matrix",
+        "",
+        *table(head, counts),
+        "As shares of the true class:",
+        "",
+        *table(head, shares),
+    ]
+
+
+def _errors(content: Content) -> list[str]:
+    pairs = [
+        (class_name(p.cell.truth), class_name(p.cell.predicted), p.cell.count, p.cell.percent) for p in content.pairs
+    ]
+    lines = ["## Most confused pairs", ""]
+    lines += table(("truth", "taken for", "cells", "share of the class"), pairs) if pairs else ["None.", ""]
+
+    def row(a: Answer) -> tuple[str, str, str, str]:
+        return a.path, class_name(a.truth), class_name(a.predicted), percent(a.confidence)
+
+    lines += ["## Most confident mistakes", ""]
+    head = ("file", "truth", "taken for", "confidence")
+    return lines + (table(head, map(row, content.mistakes)) if content.mistakes else ["None.", ""])
+
+
+def _failed(content: Content) -> list[str]:
+    failed = content.run.evaluation.failed
+    if not failed:
+        return ["## Files without an answer", "", "None.", ""]
+    total = sum(failed.values())
+    return [
+        "## Files without an answer",
+        "",
+        f"{total:,} files could not be read; they count in no figure.",
+        "",
+        *table(("reason", "files"), failed.items()),
+    ]
+
+
+def _data(content: Content) -> list[str]:
+    lines = ["## Data", ""]
+    if content.counts:
+        rows = [(code, name, *numbers, total) for code, name, numbers, total in content.counts]
+        sums = [sum(r[2][i] for r in content.counts) for i in range(len(PARTS))]
+        rows.append(("", "all", *sums, sum(sums)))
+        lines += table(("code", "class", *PARTS, "all"), rows)
+    if content.run.split:
+        info = content.run.split.info
+        lines += [f"- split rule: {plain(info.rule)}", f"- seed: {info.seed}", f"- index SHA-256: {info.index_sha256}"]
+    if content.run.card:
+        d = content.run.card.training_data
+        lines += [f"- name: {plain(d.name)}", f"- licence: {plain(d.licence)}", f"- citation: {plain(d.citation)}"]
+    return [*lines, ""]
+
+
+def _card(card: Card) -> list[str]:
+    rows: list[tuple[str, object]] = [
+        ("name", card.name),
+        ("architecture", card.architecture),
+        ("parameters", f"{card.parameters:,}"),
+        ("pretrained", card.pretrained),
+        ("class set", card.class_set),
+        ("input", f"{card.preprocessing.size} px, crop {card.preprocessing.crop:g}"),
+        ("epochs", f"{card.epochs}, best {card.best_epoch}"),
+        ("seed", card.seed),
+        ("weights SHA-256", card.weights_sha256),
+        ("program", card.program),
+        ("intended use", card.intended_use),
+    ]
+    return ["## Model card", "", *table(("field", "value"), rows)]
+
+
+def _settings(content: Content) -> list[str]:
+    run = content.run
+    lines = _card(run.card) if run.card else []
+    if run.info:
+        rows = [("device", run.info.device), ("precision", run.info.precision), *sorted(run.info.versions.items())]
+        lines += ["## Versions", "", *table(("what", "version"), rows)]
+    if run.config is not None:
+        lines += ["## Settings", "", *(f"    {shown(line)}" for line in run.config.splitlines()), ""]
+    return [*lines, "## Again", "", *(f"    {command}" for command in content.commands), ""]

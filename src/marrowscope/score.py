@@ -1,0 +1,64 @@
+"""Answers of a trained run on a part of its split: run folder -> predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from marrowscope.data.split import check_split
+from marrowscope.datasets import CellImages, batches
+from marrowscope.errors import SplitError
+from marrowscope.infer.classifier import softmax
+from marrowscope.models import load_run_model
+from marrowscope.schema import OK, Part, Predictions, RunInfo, Split
+
+
+def predict_part(
+    run: Path,
+    part: Part = "test",
+    *,
+    data: Path | None = None,
+    batch_size: int = 64,
+    progress: Callable[[int, int], None] | None = None,
+) -> Predictions:
+    """Let a run's best model answer for one part of its split, in float32, with the truth beside it.
+
+    Args:
+        run: Run folder.
+        part: Part of the run's split.
+        data: Folder of images; without it, the one that the run was trained on.
+        batch_size: Pictures at a time.
+        progress: Called with (done, total).
+
+    Raises:
+        ModelError: The run has no model yet.
+        SplitError: The part is empty, or its files are not under `data`.
+        DataError: A picture of the part can't be read any more.
+    """
+    model, card = load_run_model(run)
+    split = Split.read(run / "split.csv")
+    root = Path(RunInfo.read(run / "run.json").data) if data is None else Path(data)
+    rows = split.part(part)
+    if not rows:
+        raise SplitError(f"{run / 'split.csv'} has no image in the part {part!r}.")
+    check_split(split, root)
+    images = CellImages(root, rows, card.codes, card.preprocessing)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = model.to(device)
+    places = np.arange(len(images))
+    logits = []
+    with torch.inference_mode():
+        for batch in batches(images, [places[i : i + batch_size] for i in range(0, len(places), batch_size)]):
+            logits.append(model(batch.images.to(device)).float().cpu().numpy())
+            if progress is not None:
+                progress(sum(map(len, logits)), len(images))
+    return Predictions(
+        paths=tuple(r.path for r in rows),
+        status=(OK,) * len(rows),
+        codes=card.codes,
+        probs_NC=softmax(np.concatenate(logits)),
+        truth=tuple(r.label for r in rows),
+    )

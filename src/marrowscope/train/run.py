@@ -1,0 +1,357 @@
+"""A run from its folder's point of view: set up, train, checkpoint, resume, describe.
+
+RUN/
+    config.toml            the resolved recipe            split.csv, split.json   which image was used for what
+    run.json               data, device, versions         index.csv               where the run made it itself
+    metrics.csv            one row an epoch               tensorboard/            the same curves
+    best.safetensors       weights of the best epoch      card.json               what the model is
+    last/                  state to resume from
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import fcntl
+import hashlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+
+import marrowscope
+from marrowscope.cells import class_set
+from marrowscope.config import Recipe, load_recipe, recipe_toml
+from marrowscope.data.index import build_index
+from marrowscope.data.provenance import is_synthetic, training_data
+from marrowscope.data.split import check_split, make_split
+from marrowscope.datasets import CellImages
+from marrowscope.errors import SplitError, TrainingError
+from marrowscope.files import make_folder, sha256_file, write_text
+from marrowscope.models import build_model
+from marrowscope.schema import Card, RunInfo, Split, write_index, write_metrics
+from marrowscope.train.checkpoint import (
+    Progress,
+    load_state,
+    optimizer_tensors,
+    restore_optimizer,
+    save_state,
+    save_tensors,
+)
+from marrowscope.train.loop import Learner, train_epoch, validate
+from marrowscope.train.progress import Reporter, TrainingReport
+from marrowscope.train.runtime import StopWish, make_fabric, versions
+from marrowscope.train.schedule import Ema, make_optimizer
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a call of `train` ended.
+
+    Attributes:
+        run: The run folder.
+        finished: False where it was stopped before the last epoch and can be resumed.
+        stopped_by: Why, in words; None where it finished.
+        best_epoch: Epoch (1 the first) of the best weights; 0 before the first validation.
+        best_score: Its validation score (the recipe's `engine.monitor`).
+    """
+
+    run: Path
+    finished: bool
+    stopped_by: str | None
+    best_epoch: int
+    best_score: float | None
+
+
+def train(
+    recipe: Recipe,
+    *,
+    data: Path,
+    out: Path,
+    split: Path | None = None,
+    resume: bool = False,
+    limit_seconds: float | None = None,
+    quiet: bool = False,
+) -> TrainResult:
+    """Train a recipe on the images under `data`, in the run folder `out`.
+
+    Args:
+        recipe: As `config.load_recipe` gives it.
+        data: Folder of images.
+        out: Run folder; made if it isn't there.
+        split: A split.csv; without it, the run indexes `data` and draws a split by the recipe's `data.ratios`,
+            `data.cap` and `seed`.
+        resume: Go on from the run's last state; starts from the beginning where there is none.
+        limit_seconds: Stop at a checkpoint after this time.
+        quiet: No progress bars.
+
+    Raises:
+        TrainingError: `out` holds a run and `resume` is False, another process uses it, its recipe or split is
+            another one, or the loss became not finite.
+        DataError, SplitError, ModelError, OutputError: As the stages say.
+    """
+    stop = StopWish(limit_seconds)
+    make_folder(out)
+    fabric = make_fabric(recipe.engine)
+    with _lock(out, fabric), stop, Reporter(quiet or fabric.global_rank > 0) as reporter:
+        if fabric.global_rank == 0:
+            _set_up_folder(recipe, data, out, split, resume, reporter)
+        fabric.barrier()
+        the_split = Split.read(out / "split.csv")
+        if fabric.global_rank == 0:
+            _write_run_info(recipe, data, out, fabric)
+        learner = _make_learner(fabric, recipe, data, the_split, reporter)
+        progress = _start_or_resume(learner, recipe, out)
+        with reporter.training(recipe) as report:
+            while not progress.finished and not stop:
+                progress = _advance(learner, progress, out, stop, report)
+                if progress.step_in_epoch == 0 and fabric.global_rank == 0:
+                    _write_card(learner, recipe, data, out, the_split, progress)
+    reason = None if progress.finished else f"stopped by {stop.reason}"
+    score = progress.best_score
+    if score is not None and recipe.engine.monitor == "val_loss":
+        score = -score
+    return TrainResult(out, progress.finished, reason, progress.best_epoch + 1, score)
+
+
+@contextlib.contextmanager
+def _lock(out: Path, fabric: Fabric) -> Iterator[None]:
+    """Keep a second process from training in the same folder; the lock ends with the process, however it ends."""
+    if fabric.global_rank > 0:
+        yield
+        return
+    with (out / ".lock").open("w") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise TrainingError(f"Another process trains in {out}. Wait for it, or choose another --out.") from None
+        yield
+
+
+def _recipe_hash(recipe: Recipe) -> str:
+    return hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()
+
+
+def _set_up_folder(recipe: Recipe, data: Path, out: Path, split: Path | None, resume: bool, reporter: Reporter) -> None:
+    """Write config.toml and split.csv, or check that those of the run to resume are the same."""
+    config, own_split = out / "config.toml", out / "split.csv"
+    if config.exists():
+        if not resume:
+            raise TrainingError(f"{out} holds a run already. Add --resume to go on with it, or choose another --out.")
+        _check_same_recipe(load_recipe(config), recipe, config)
+    if split is not None:
+        chosen = Split.read(split)
+        _check_fits(chosen, recipe, split)
+        if own_split.exists() and Split.read(own_split).rows != chosen.rows:
+            raise TrainingError(f"{split} is not the split that {out} was begun with ({own_split}). Leave --split out.")
+    elif own_split.exists():
+        chosen = Split.read(own_split)
+    else:
+        chosen = _draw_split(recipe, data, out, reporter)
+    check_split(chosen, data)
+    if not own_split.exists():
+        chosen.write(own_split)
+    if not config.exists():
+        write_text(config, recipe_toml(recipe))
+
+
+def _draw_split(recipe: Recipe, data: Path, out: Path, reporter: Reporter) -> Split:
+    with reporter.task("index the images") as advance:
+        rows = build_index(data, progress=advance)
+    write_index(out / "index.csv", rows)
+    classes = class_set(recipe.classes)
+    return make_split(
+        rows,
+        codes=classes.codes,
+        class_set=classes.name,
+        ratios=recipe.data.ratios,
+        seed=recipe.seed,
+        cap=recipe.data.cap,
+    )
+
+
+def _check_same_recipe(old: Recipe, new: Recipe, path: Path) -> None:
+    if old == new:
+        return
+    a, b = _flat(old.model_dump()), _flat(new.model_dump())
+    differing = [f"{k}: {a.get(k)!r} there, {b.get(k)!r} now" for k in sorted(a | b) if a.get(k) != b.get(k)]
+    raise TrainingError(
+        f"The recipe is not the one that the run was begun with ({path}):\n  "
+        + "\n  ".join(differing)
+        + "\nResume with the same recipe, or choose another --out."
+    )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for k, v in values.items():
+        out |= _flat(v, f"{prefix}{k}.") if isinstance(v, dict) else {prefix + k: v}
+    return out
+
+
+def _check_fits(split: Split, recipe: Recipe, path: Path) -> None:
+    wanted = class_set(recipe.classes).codes
+    if tuple(split.info.codes) != wanted:
+        raise SplitError(
+            f"{path} is a split of the classes {' '.join(split.info.codes)}; the recipe wants {' '.join(wanted)}. "
+            "Draw a split with --classes as in the recipe, or change the recipe's classes."
+        )
+
+
+def _write_run_info(recipe: Recipe, data: Path, out: Path, fabric: Fabric) -> None:
+    RunInfo(
+        data=str(data),
+        synthetic=is_synthetic(data),
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions=versions(),
+        device=torch.cuda.get_device_name() if fabric.device.type == "cuda" else "cpu",
+        precision=str(fabric._precision.precision),
+        cpu_threads=torch.get_num_threads(),
+    ).write(out / "run.json")
+
+
+def _make_learner(fabric: Fabric, recipe: Recipe, data: Path, split: Split, reporter: Reporter) -> Learner:
+    if recipe.engine.batch_size % fabric.world_size:
+        raise TrainingError(
+            f"engine.batch_size ({recipe.engine.batch_size}) must be a multiple of the {fabric.world_size} processes."
+        )
+    codes = class_set(recipe.classes).codes
+    torch.manual_seed(recipe.seed)
+    module = build_model(recipe.model, len(codes), recipe.image)
+    if recipe.engine.channels_last:
+        module = module.to(memory_format=torch.channels_last)
+    module = module.to(fabric.device)
+    ema = Ema(module, copy.deepcopy(module), recipe.engine.ema) if recipe.engine.ema else None
+    model, optimizer = fabric.setup(module, make_optimizer(module, recipe.optimizer))
+    parts = {p: CellImages(data, split.part(p), codes, recipe.image) for p in ("train", "val")}
+    if recipe.data.cache == "memory":
+        for name, images in parts.items():
+            with reporter.task(f"read the {name} images") as advance:
+                images.fill_cache(advance)
+    return Learner(fabric, recipe, module, model, optimizer, ema, parts["train"], parts["val"], len(codes))
+
+
+def _start_or_resume(learner: Learner, recipe: Recipe, out: Path) -> Progress:
+    fresh = Progress(recipe_sha256=_recipe_hash(recipe), split_sha256=sha256_file(out / "split.csv"))
+    state = load_state(out / "last")
+    if state is None:
+        return fresh
+    progress, weights, optimizer = state
+    if progress.split_sha256 != fresh.split_sha256 or progress.recipe_sha256 != fresh.recipe_sha256:
+        raise TrainingError(f"{out}/config.toml or split.csv is not the one of the state in {out}/last any more.")
+    learner.module.load_state_dict(weights)
+    restore_optimizer(learner.optimizer, optimizer)
+    if learner.ema is not None:
+        learner.ema.module.load_state_dict(
+            {k.removeprefix("ema."): v for k, v in optimizer.items() if k.startswith("ema.")}
+        )
+    return progress
+
+
+def _save(learner: Learner, progress: Progress, out: Path) -> Progress:
+    """Checkpoint (the first process does it for all)."""
+    if learner.fabric.global_rank == 0:
+        tensors = optimizer_tensors(learner.optimizer)
+        if learner.ema is not None:
+            tensors |= {f"ema.{k}": v for k, v in learner.ema.module.state_dict().items()}
+        progress = save_state(out / "last", progress, learner.module.state_dict(), tensors)
+    learner.fabric.barrier()
+    return progress
+
+
+def _advance(learner: Learner, progress: Progress, out: Path, stop: StopWish, report: TrainingReport) -> Progress:
+    """Train until the epoch ends, a checkpoint is due or somebody wants to stop; then write the checkpoint."""
+    recipe, begin = learner.recipe, time.monotonic()
+
+    def should_pause(p: Progress) -> bool:
+        wish = bool(stop) or time.monotonic() - begin > 60 * recipe.engine.checkpoint_minutes
+        if learner.fabric.world_size == 1:
+            return wish
+        # All processes must leave the epoch at the same step.
+        flag = torch.tensor(float(wish), device=learner.fabric.device)
+        return bool(learner.fabric.all_reduce(flag, reduce_op="sum") > 0)  # type: ignore[operator]
+
+    steps = len(learner.order(progress.epoch))
+    progress = train_epoch(learner, progress, after_step=report.step, should_pause=should_pause)
+    if progress.step_in_epoch == steps:
+        progress = _end_epoch(learner, progress, out)
+        report.epoch(progress)
+    return _save(learner, progress, out)
+
+
+def _end_epoch(learner: Learner, progress: Progress, out: Path) -> Progress:
+    """Validate, keep the weights if they are the best, write the metrics; returns the start of the next epoch."""
+    recipe, sums = learner.recipe, progress.sums
+    scores = validate(learner)
+    row = {
+        "epoch": progress.epoch + 1,
+        "step": progress.step,
+        "learning_rate": max(g["lr"] for g in learner.optimizer.param_groups),
+        "train_loss": sums["loss"] / sums["seen"],
+        "train_accuracy": sums["correct"] / sums["seen"],
+        **scores,
+        "images_per_second": sums["seen"] / max(sums["seconds"], 1e-9) * learner.fabric.world_size,
+        "seconds": sums["seconds"],
+    }
+    score = -scores["val_loss"] if recipe.engine.monitor == "val_loss" else scores[recipe.engine.monitor]
+    better = progress.best_score is None or score > progress.best_score
+    best_epoch = progress.epoch if better else progress.best_epoch
+    history = (*progress.history, row)
+    patience = recipe.schedule.patience
+    tired = patience > 0 and progress.epoch - best_epoch >= patience
+    if learner.fabric.global_rank == 0:
+        if better:
+            save_tensors(
+                out / "best.safetensors",
+                learner.averaged.state_dict(),
+                {"epoch": str(progress.epoch + 1), recipe.engine.monitor: f"{abs(score):.6f}"},
+            )
+        write_metrics(out / "metrics.csv", history)
+        _write_tensorboard(out / "tensorboard", row)
+    return progress.model_copy(
+        update={
+            "epoch": progress.epoch + 1,
+            "step_in_epoch": 0,
+            "sums": Progress(recipe_sha256="", split_sha256="").sums,
+            "history": history,
+            "best_score": score if better else progress.best_score,
+            "best_epoch": best_epoch,
+            "finished": progress.epoch + 1 == recipe.schedule.epochs or tired,
+        }
+    )
+
+
+def _write_tensorboard(folder: Path, row: dict[str, float]) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    # purge_step hides what an interrupted run wrote of this epoch.
+    with SummaryWriter(str(folder), purge_step=int(row["epoch"])) as writer:
+        for name, value in row.items():
+            if name not in {"epoch", "step"}:
+                writer.add_scalar(name.replace("_", "/", 1), value, int(row["epoch"]))
+
+
+def _write_card(learner: Learner, recipe: Recipe, data: Path, out: Path, split: Split, progress: Progress) -> None:
+    best = progress.history[progress.best_epoch]
+    classes = class_set(recipe.classes)
+    Card(
+        name=recipe.name,
+        program=f"marrowscope {marrowscope.__version__}",
+        architecture=recipe.model.name,
+        parameters=sum(p.numel() for p in learner.module.parameters()),
+        pretrained=recipe.model.weights if recipe.model.weights in {"hub", "none"} else Path(recipe.model.weights).name,
+        class_set=classes.name,
+        codes=classes.codes,
+        preprocessing=recipe.image,
+        training_data=training_data(data, recipe.data.source, split),
+        seed=recipe.seed,
+        epochs=progress.epoch,
+        best_epoch=progress.best_epoch + 1,
+        validation={k: best[k] for k in ("val_loss", "val_accuracy", "val_macro_f1")},
+        weights_sha256=sha256_file(out / "best.safetensors"),
+    ).write(out / "card.json")

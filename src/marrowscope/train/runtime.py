@@ -1,0 +1,101 @@
+"""Device, precision, processes, and the wish to stop."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any, Literal, Self
+
+import torch
+from lightning_fabric import Fabric
+
+import marrowscope
+from marrowscope.config import EngineConfig
+
+FabricPrecision = Literal["32-true", "bf16-mixed"]
+
+
+def has_bf16() -> bool:
+    """Whether the device at hand computes in bfloat16 faster than in float32."""
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and _cpu_flags() & {"avx512_bf16", "amx_bf16"} != set()
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as f:  # noqa: PTH123  (a kernel file, not a path of ours)
+            return next((set(line.split()) for line in f if line.startswith("flags")), set())
+    except OSError:
+        return set()
+
+
+def make_fabric(config: EngineConfig) -> Fabric:
+    """Set up Lightning Fabric: one process, or those that `torchrun` started."""
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and has_bf16())
+    precision: FabricPrecision = "bf16-mixed" if bf16 else "32-true"
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+        return Fabric(accelerator=accelerator, devices=1, precision=precision)
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    fabric = Fabric(
+        accelerator="cuda" if torch.cuda.is_available() else "cpu",
+        devices=local,
+        num_nodes=world // local,
+        strategy="ddp",
+        precision=precision,
+    )
+    fabric.launch()
+    return fabric
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a result."""
+    import timm
+
+    return {
+        "marrowscope": marrowscope.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+    }
+
+
+class StopWish:
+    """Becomes true at the first Ctrl-C or SIGTERM, or when the time is up; a second Ctrl-C interrupts at once.
+
+    Use as a context manager; handlers are put back afterwards.
+    """
+
+    def __init__(self, limit_seconds: float | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._deadline = None if limit_seconds is None else clock() + limit_seconds
+        self.reason: str | None = None
+        self._old: dict[int, Any] = {}
+
+    def __bool__(self) -> bool:
+        if self.reason is None and self._deadline is not None and self._clock() >= self._deadline:
+            self.reason = "the time limit"
+        return self.reason is not None
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.reason is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.reason = signal.Signals(number).name
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._old[number] = signal.signal(number, self._handle)
+            except ValueError:  # not the main thread: the caller keeps its own handlers
+                break
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        for number, old in self._old.items():
+            signal.signal(number, old)

@@ -1,0 +1,212 @@
+"""A run folder as training and evaluation leave it, made of noise through the schema's own writers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from marrowscope.files import sha256_file
+from marrowscope.schema import (
+    OK,
+    Card,
+    ClassFigures,
+    Evaluation,
+    Figure,
+    Predictions,
+    Preprocessing,
+    RunInfo,
+    Split,
+    SplitInfo,
+    SplitRow,
+    TrainingData,
+    count_parts,
+    write_metrics,
+)
+
+CODES = ("ART", "BLA", "EBO", "LYT", "MYB", "NGB", "NGS", "PMO")
+STRANGE = (
+    "BLA/a cell with spaces.jpg",
+    "BLA/'single' and \"double\".jpg",
+    "LYT/<script>alert(1)</script>.jpg",
+    "LYT/Zelle_äöüß.jpg",
+    "NGS/</script><img src=x onerror=alert(2)>.jpg",
+    "NGS/{{ 7 * 7 }} & co.jpg",
+    "NGB/bad_\udcff_byte.jpg",
+)
+MakeRun = Callable[..., Path]
+
+
+def _figure(value: float | None, n: int) -> Figure:
+    if value is None:
+        return Figure(value=None, low=None, high=None, n=n, method="none")
+    half = 0.5 / max(n, 1) ** 0.5
+    return Figure(value=value, low=max(0.0, value - half), high=min(1.0, value + half), n=n, method="Wilson")
+
+
+def _draw(path: Path, colour: tuple[int, int, int], rng: np.random.Generator, side: int) -> None:
+    y, x = np.mgrid[:side, :side] / side - 0.5
+    pixels = np.full((side, side, 3), 225.0) + rng.normal(0, 7, (side, side, 3))
+    cell = (x * x + y * y) < rng.uniform(0.06, 0.12)
+    nucleus = ((x - rng.uniform(-0.06, 0.06)) ** 2 + (y * 1.2) ** 2) < rng.uniform(0.02, 0.05)
+    pixels[cell] = 0.5 * pixels[cell] + 0.5 * np.array(colour)
+    pixels[nucleus] = np.array(colour) * 0.6 + rng.normal(0, 9, (int(nucleus.sum()), 3))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, "JPEG", quality=90)
+
+
+def _evaluation(predictions: Predictions, path: Path) -> Evaluation:
+    assert predictions.truth is not None
+    codes, ok = predictions.codes, predictions.ok
+    truth = np.array([codes.index(t) for t in predictions.truth])[ok]
+    answer = predictions.probs_NC[ok].argmax(1)
+    confusion = np.zeros((len(codes), len(codes)), int)
+    np.add.at(confusion, (truth, answer), 1)
+    per_class = []
+    for i, code in enumerate(codes):
+        support, predicted, hits = int(confusion[i].sum()), int(confusion[:, i].sum()), int(confusion[i, i])
+        precision = hits / predicted if predicted else None
+        recall = hits / support if support else None
+        f1 = 2 * hits / (support + predicted) if support + predicted else None
+        per_class.append(
+            ClassFigures(
+                code=code,
+                support=support,
+                predicted=predicted,
+                precision=_figure(precision, predicted),
+                recall=_figure(recall, support),
+                f1=_figure(f1, support),
+            )
+        )
+    n = len(truth)
+    names = "accuracy balanced_accuracy top2_accuracy macro_precision macro_recall macro_f1 cohen_kappa matthews"
+    failed = [s for s in predictions.status if s != OK]
+    return Evaluation(
+        program="marrowscope 0.1.0",
+        predictions=path.name,
+        predictions_sha256=sha256_file(path),
+        part="test",
+        class_set="marrow-8",
+        codes=codes,
+        n=n,
+        failed={s: failed.count(s) for s in sorted(set(failed))},
+        macro_minimum=20,
+        macro_left_out=(codes[0],),
+        figures={
+            **{k: _figure(float((truth == answer).mean()), n) for k in names.split()},
+            "log_loss": Figure(value=1.25, low=1.1, high=1.4, n=n, method="bootstrap (2000 draws)"),
+        },
+        per_class=tuple(per_class),
+        confusion=tuple(tuple(int(v) for v in row) for row in confusion),
+    )
+
+
+def _write_card(run: Path, split: Split, synthetic: bool) -> None:
+    Card(
+        name="ResNet-18 <b>bold</b>",
+        program="marrowscope 0.1.0",
+        architecture="resnet18",
+        parameters=11_180_616,
+        pretrained="none",
+        class_set="marrow-8",
+        codes=CODES,
+        preprocessing=Preprocessing(size=96),
+        training_data=TrainingData(
+            name="Noise with blobs",
+            licence="CC0",
+            citation="Nobody (2026): Blobs. https://example.org/blobs",
+            synthetic=synthetic,
+            index_sha256="0" * 64,
+            counts=split.counts(),
+        ),
+        seed=7,
+        epochs=12,
+        best_epoch=9,
+        validation={"accuracy": 0.8, "macro_f1": 0.75},
+        weights_sha256="1" * 64,
+    ).write(run / "card.json")
+
+
+def _write_training(run: Path, data: Path, rows: list[SplitRow], synthetic: bool) -> None:
+    counts = count_parts(rows)
+    info = SplitInfo(
+        seed=7,
+        rule="stratified by class; identical files stay together",
+        class_set="marrow-8",
+        codes=CODES,
+        ratios=(0.8, 0.1, 0.1),
+        index_sha256="0" * 64,
+        left_out={"class not in the set": 3},
+        counts=counts,
+    )
+    split = Split(tuple(rows), info)
+    split.write(run / "split.csv")
+    _write_card(run, split, synthetic)
+    RunInfo(
+        data=str(data),
+        synthetic=synthetic,
+        started="2026-01-02T03:04:05Z",
+        versions={"python": "3.11.9", "torch": "2.6.0"},
+        device="cpu",
+        precision="fp32",
+        cpu_threads=2,
+    ).write(run / "run.json")
+    write_metrics(
+        run / "metrics.csv",
+        [
+            {
+                "epoch": e,
+                "step": 40 * e,
+                "learning_rate": 1e-3 * (1 - e / 13),
+                "train_loss": 2.1 * 0.75**e + 0.1,
+                "train_accuracy": 0.95 - 0.8 * 0.75**e,
+                "val_loss": 2.1 * 0.78**e + 0.3 + 0.01 * e,
+                "val_accuracy": 0.86 - 0.7 * 0.78**e,
+                "val_macro_f1": 0.83 - 0.7 * 0.78**e,
+                "images_per_second": 210.0,
+                "seconds": 9.5,
+            }
+            for e in range(1, 13)
+        ],
+    )
+    (run / "config.toml").write_text('[model]\nname = "resnet18"  # <script>\n', encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def make_run(tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
+    """Give a function that makes a run folder with its data folder beside it."""
+
+    def make(n: int = 64, *, training: bool = True, synthetic: bool = True, side: int = 64, seed: int = 0) -> Path:
+        root = tmp_path_factory.mktemp("report")
+        run, data, rng = root / "run", root / "data", np.random.default_rng(seed)
+        run.mkdir()
+        colours = [tuple(int(v) for v in rng.integers(40, 190, 3)) for _ in CODES]
+        paths = [*STRANGE, *(f"{CODES[i % len(CODES)]}/cell_{i:05d}.jpg" for i in range(n - len(STRANGE)))]
+        truth = [p[:3] for p in paths]
+        for path, code in zip(paths, truth, strict=True):
+            _draw(data / path, colours[CODES.index(code)], rng, side)  # type: ignore[arg-type]
+        logits = rng.normal(0, 1, (n, len(CODES)))
+        # Right answers are common, and mistakes lie near in the list, as along a maturation.
+        for i, code in enumerate(truth):
+            at = CODES.index(code)
+            logits[i, at] += 2.6
+            logits[i, (at + 1) % len(CODES)] += 1.2
+        probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        status = [OK] * n
+        for i, reason in ((n - 1, "empty file"), (n - 2, "empty file"), (n - 3, "damaged or truncated: <b>")):
+            status[i] = reason
+            probs[i] = np.nan
+        predictions = Predictions(tuple(paths), tuple(status), CODES, probs, tuple(truth))
+        predictions.write(run / "predictions.csv")
+        _evaluation(predictions, run / "predictions.csv").write(run / "evaluation.json")
+        if training:
+            rows = [SplitRow(p, t, "test") for p, t in zip(paths, truth, strict=True)]
+            rows += [SplitRow(f"{c}/train_{i}.jpg", c, "train") for c in CODES for i in range(8 * n // len(CODES))]
+            rows += [SplitRow(f"{c}/val_{i}.jpg", c, "val") for c in CODES for i in range(n // len(CODES))]
+            _write_training(run, data, sorted(rows), synthetic)
+        return run
+
+    return make
