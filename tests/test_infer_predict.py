@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from PIL import Image
 
 from marrowscope import images
 from marrowscope.errors import DataError, ImageError, ModelError, OutputError
-from marrowscope.infer import Classifier, find_images, inputs, predict, predict_files, predict_to_predictions
+from marrowscope.infer import Classifier, Item, find_images, inputs, predict, predict_files, predict_to_predictions
 from marrowscope.schema import Predictions
 from tiny_onnx import CODES, card, logits, write_model
 
@@ -175,13 +175,12 @@ def test_nothing_but_bad_files(model: Classifier, tmp_path: Path) -> None:
 def test_file_that_vanishes_after_listing(model: Classifier, cells: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listing = inputs._listing
 
-    def list_and_remove(folder: str) -> tuple[list[str], list[str]]:
-        out = listing(folder)
+    def list_and_remove(folder: str, take: Callable[[str], bool]) -> tuple[list[str], list[str]]:
+        out = listing(folder, take)
         Path(folder, "02.png").unlink(missing_ok=True)
         return out
 
-    monkeypatch.setattr(inputs, "check_inputs", lambda _: None)
-    monkeypatch.setattr(predict, "check_inputs", lambda _: None)
+    monkeypatch.setattr(inputs, "_check", lambda _: None)
     monkeypatch.setattr(inputs, "_listing", list_and_remove)
     got = predict_to_predictions(model, [cells])
     assert len(got.paths) == 23
@@ -191,10 +190,10 @@ def test_file_that_vanishes_after_listing(model: Classifier, cells: Path, monkey
 def test_folder_that_cannot_be_listed(model: Classifier, cells: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listing = inputs._listing
 
-    def deny(folder: str) -> tuple[list[str], list[str]]:
+    def deny(folder: str, take: Callable[[str], bool]) -> tuple[list[str], list[str]]:
         if folder.endswith("a"):
             raise PermissionError(13, "Permission denied", folder)
-        return listing(folder)
+        return listing(folder, take)
 
     monkeypatch.setattr(inputs, "_listing", deny)
     got = predict_to_predictions(model, [cells])
@@ -246,10 +245,21 @@ def test_an_empty_folder_among_others_is_found_before_work_begins(
 
 
 def test_endings_and_depth(tmp_path: Path) -> None:
-    for name in ["b.JPG", "a.jpeg", "c.txt", "d", "z/y/x/w.TIFF", "z/e.webp", ".hidden.png", "predictions.csv"]:
+    for name in [
+        "b.JPG",
+        "a.jpeg",
+        "c.txt",
+        "d",
+        "z/y/x/w.TIFF",
+        "z/e.webp",
+        "._b.JPG",
+        ".git/x.png",
+        "__MACOSX/x.png",
+        "predictions.csv",
+    ]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    want = [".hidden.png", "a.jpeg", "b.JPG", "z/e.webp", "z/y/x/w.TIFF"]
+    want = ["a.jpeg", "b.JPG", "z/e.webp", "z/y/x/w.TIFF"]
     assert names(tmp_path) == [str(tmp_path / n) for n in want]
 
 
@@ -297,7 +307,7 @@ def test_memory_is_bounded(model: Classifier, cells: Path, monkeypatch: pytest.M
     lock = threading.Lock()
     load, answer = predict._load, predict._answer
 
-    def counted_load(item: inputs.Item, spec: object) -> object:
+    def counted_load(item: Item, spec: object) -> object:
         nonlocal alive, peak
         with lock:
             alive += 1
@@ -394,7 +404,10 @@ def run(code: str, *arguments: str) -> str:
     return done.stdout
 
 
-BLOCK = "import sys\nfor m in ('torch', 'torchvision', 'timm', 'onnx', 'sklearn', 'scipy', 'pandas'): sys.modules[m] = None\n"
+BLOCK = (
+    "import sys\n"
+    "for m in ('torch', 'torchvision', 'timm', 'onnx', 'sklearn', 'scipy', 'pandas'): sys.modules[m] = None\n"
+)
 PREDICT = (
     "from marrowscope.infer import Classifier, predict_files\n"
     "from pathlib import Path\n"
@@ -409,5 +422,8 @@ def test_predicting_needs_no_torch(model_path: Path, cells: Path, tmp_path: Path
 
 
 def test_importing_is_cheap() -> None:
-    code = "import sys, marrowscope.infer\nprint([m for m in ('torch', 'onnxruntime', 'scipy', 'pandas') if m in sys.modules])"
+    code = (
+        "import sys, marrowscope.infer\n"
+        "print([m for m in ('torch', 'onnxruntime', 'scipy', 'pandas') if m in sys.modules])"
+    )
     assert run(code) == "[]\n"

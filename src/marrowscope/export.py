@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from marrowscope.errors import ModelError
 from marrowscope.files import atomic_path
 from marrowscope.images import Pixels, load_prepared
-from marrowscope.infer.classifier import CARD_KEY, INPUT, LOGITS, Classifier, softmax
+from marrowscope.infer.classifier import CARD_KEY, INPUT, OUTPUT, Classifier, softmax
 from marrowscope.models import CellClassifier, load_run_model
 from marrowscope.schema import Card, Preprocessing, RunInfo, Split
 
@@ -93,7 +93,7 @@ def _to_onnx(model: CellClassifier, card: Card) -> bytes:
             (example,),
             dynamo=True,
             input_names=[INPUT],
-            output_names=[LOGITS],
+            output_names=[OUTPUT],
             dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1, max=4096)}},
             verbose=False,
         )

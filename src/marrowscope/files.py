@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,13 +33,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         if path.is_dir():
             raise OutputError(f"Can't write {path}: it is a folder. Give a file name.")
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.", suffix=".part")
-        os.close(handle)
-        temporary = Path(name)
-        # mkstemp gives mode 0600; an output should have the mode that open() would have given it.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(6)}.part")
+        # O_EXCL: never the file of another process; mode 0666 less the umask, as open() would give.
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield temporary
         with temporary.open("rb") as f:
             os.fsync(f.fileno())

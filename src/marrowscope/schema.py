@@ -92,9 +92,7 @@ def _csv_rows(path: Path, kind: str) -> Iterator[tuple[int, list[str]]]:
         raise FileFormatError(f"{path} is not a {kind}: {e}.") from e
 
 
-def _table(
-    path: Path, kind: str, columns: Sequence[str], extra: Sequence[str] = ()
-) -> Iterator[tuple[int, list[str]]]:
+def _table(path: Path, kind: str, columns: Sequence[str], extra: Sequence[str] = ()) -> Iterator[tuple[int, list[str]]]:
     """Yield the rows below a header that must be exactly `columns`, and then any of `extra` in their order.
 
     A row always has a cell for each of `columns` and of `extra`, empty where the file has no such column.
@@ -374,7 +372,7 @@ class SplitInfo(Document):
     ratios: tuple[float, float, float]
     cap: int | None = None
     index_sha256: str
-    folds: int | None = Field(default=None, description="number of folds; the parts are then those of fold 0")
+    folds: int | None = Field(default=None, description="number of folds; test is then one fold, val the next")
     shots: int | None = Field(default=None, description="training images drawn per class")
     left_out: dict[str, int] = Field(default_factory=dict, description="images not in the split, by reason")
     notes: tuple[str, ...] = Field(default=(), description="what a reader of the split should know")
@@ -431,8 +429,18 @@ class Figure(Frozen):
         return f"{self.value:.3f} ({self.low:.3f}–{self.high:.3f})"
 
 
+class PublishedFigures(Frozen):
+    """What a paper reports of a class, on how many images; shares from 0 to 1."""
+
+    precision: float
+    recall: float
+    tolerant_precision: float
+    tolerant_recall: float
+    n: int
+
+
 class ClassFigures(Frozen):
-    """Figures of one class against the rest."""
+    """Figures of one class against the rest; tolerant ones count its neighbours (`Evaluation.neighbours`) as right."""
 
     code: str
     support: int
@@ -440,6 +448,99 @@ class ClassFigures(Frozen):
     precision: Figure
     recall: Figure
     f1: Figure
+    tolerant_precision: Figure | None = None
+    tolerant_recall: Figure | None = None
+    auroc: Figure | None = None
+    average_precision: Figure | None = None
+    published: PublishedFigures | None = None
+
+
+class ReliabilityBin(Frozen):
+    """The images whose confidence lies from `low` to `high`: their mean confidence, and how many are right."""
+
+    low: float
+    high: float
+    confidence: float
+    accuracy: Figure
+
+
+class Calibration(Frozen):
+    """Whether probabilities are what they say, before or after a scaling.
+
+    Attributes:
+        scaling: ``none``; ``temperature``: softmax(ln p / temperature); ``vector``: softmax(scale * ln p + bias).
+        temperature: 1 without a temperature.
+        scale: Per class, in the order of the codes; empty without a vector.
+        bias: Likewise.
+        fitted_on: Number of (validation) images that the scaling was fitted on; 0 without one.
+        figures: accuracy, expected_calibration_error, classwise_calibration_error, brier_loss, log_loss.
+        by_chance: The expected_calibration_error that a perfectly calibrated model with these confidences would show
+            on as many images: mean and the range of 95 %.
+        per_class: Calibration error of each class's probability, by code.
+        bins: Equal in images, by rising confidence.
+    """
+
+    scaling: Literal["none", "temperature", "vector"]
+    temperature: float = 1.0
+    scale: tuple[float, ...] = ()
+    bias: tuple[float, ...] = ()
+    fitted_on: int = 0
+    figures: dict[str, Figure]
+    by_chance: Figure
+    per_class: dict[str, Figure]
+    bins: tuple[ReliabilityBin, ...]
+
+
+class RiskPoint(Frozen):
+    """Answering only where the confidence is at least `threshold`: the share answered, and its share of errors."""
+
+    threshold: float
+    coverage: float
+    error: float
+
+
+class OperatingPoint(Frozen):
+    """Answering from a threshold upward, chosen so that the answers reach a target accuracy.
+
+    Attributes:
+        target: Accuracy asked for.
+        chosen_on: ``itself``: the same images, so the accuracy is reached by construction; or ``validation``.
+        threshold: Least confidence; None where no threshold reaches the target, and nothing is answered.
+        coverage: Share of images answered.
+        accuracy: Of those.
+    """
+
+    target: float
+    chosen_on: Literal["itself", "validation"]
+    threshold: float | None
+    coverage: Figure
+    accuracy: Figure
+
+
+class ConformalSets(Frozen):
+    """Sets of classes that hold the truth with a set probability (conformal prediction).
+
+    Attributes:
+        method: ``split``: one threshold; ``class-conditional``: one a class, so that each class is covered.
+        alpha: Share of misses allowed; the sets aim to cover 1 - alpha.
+        calibrated_on: Number of (validation) images.
+        thresholds: Least probability by which a class enters the set, by code.
+        coverage: Share of sets that hold the truth.
+        size: Mean number of classes in a set.
+        single: Share of sets with one class.
+        empty: Share of sets with none.
+        per_class: By true class: coverage and size.
+    """
+
+    method: Literal["split", "class-conditional"]
+    alpha: float
+    calibrated_on: int
+    thresholds: dict[str, float]
+    coverage: Figure
+    size: Figure
+    single: Figure
+    empty: Figure
+    per_class: dict[str, dict[str, Figure]]
 
 
 class Evaluation(Document):
@@ -454,6 +555,14 @@ class Evaluation(Document):
         never_predicted: Codes that have images and are never predicted: their precision is None, and counts as 0 in
             macro and weighted precision (as scikit-learn counts it).
         failed: Files without an answer, by reason; they count in no figure.
+        neighbours: Pairs of codes that tolerant figures take for each other.
+        published: Where the figures in `ClassFigures.published` come from; None where they are of no use here.
+        costs: What calling the row's class the column's costs, in the order of `codes`; empty where not asked for.
+        costs_source: Where the costs come from.
+        calibration: As predicted, then after each scaling fitted on validation.
+        risk_coverage: By falling threshold, thinned to a few hundred points.
+        operating_points: By target.
+        conformal: Each method at each alpha, calibrated on validation.
     """
 
     kind: ClassVar[str] = "evaluation"
@@ -472,6 +581,14 @@ class Evaluation(Document):
     figures: dict[str, Figure]
     per_class: tuple[ClassFigures, ...]
     confusion: tuple[tuple[int, ...], ...]
+    neighbours: tuple[tuple[str, str], ...] = ()
+    published: str | None = None
+    costs: tuple[tuple[float, ...], ...] = ()
+    costs_source: str | None = None
+    calibration: tuple[Calibration, ...] = ()
+    risk_coverage: tuple[RiskPoint, ...] = ()
+    operating_points: tuple[OperatingPoint, ...] = ()
+    conformal: tuple[ConformalSets, ...] = ()
 
 
 class TrainingData(Frozen):

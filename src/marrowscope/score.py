@@ -1,4 +1,4 @@
-"""Answers of a trained run on a part of its split: run folder -> predictions."""
+"""Answers of a trained run on a part of its split: run folder -> predictions and their evaluation."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import torch
 from marrowscope.data.split import check_split
 from marrowscope.datasets import CellImages, batches
 from marrowscope.errors import SplitError
+from marrowscope.evaluate import evaluate_csv
 from marrowscope.infer.classifier import softmax
 from marrowscope.models import load_run_model
-from marrowscope.schema import OK, Part, Predictions, RunInfo, Split
+from marrowscope.schema import OK, Card, Evaluation, Part, Predictions, RunInfo, Split
 
 
 def predict_part(
@@ -62,3 +63,44 @@ def predict_part(
         probs_NC=softmax(np.concatenate(logits)),
         truth=tuple(r.label for r in rows),
     )
+
+
+def evaluate_run(
+    run: Path,
+    part: Part = "test",
+    *,
+    data: Path | None = None,
+    output: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Evaluation, Path]:
+    """Predict one part of a run's split and judge the answers.
+
+    Writes ``predictions.csv`` and ``evaluation.json`` into the run folder (``predictions-val.csv`` and
+    ``evaluation-val.json`` for another part), and the headline figures of the test part into ``card.json``.
+
+    Args:
+        run: Run folder.
+        part: Part of the run's split.
+        data: Folder of images; without it, the one that the run was trained on.
+        output: Another place for the evaluation.
+        progress: Called with (done, total).
+
+    Returns:
+        The evaluation and where it was written.
+
+    Raises:
+        ModelError, SplitError, DataError: As `predict_part`.
+        OutputError: The run folder can't be written.
+    """
+    predictions = predict_part(run, part, data=data, progress=progress)
+    suffix = "" if part == "test" else f"-{part}"
+    table = run / f"predictions{suffix}.csv"
+    predictions.write(table)
+    card = Card.read(run / "card.json")
+    evaluation = evaluate_csv(table, part=part, class_set=card.class_set)
+    where = output or run / f"evaluation{suffix}.json"
+    evaluation.write(where)
+    if part == "test":
+        headline = {k: evaluation.figures[k] for k in ("accuracy", "balanced_accuracy", "macro_f1")}
+        card.model_copy(update={"test": headline}).write(run / "card.json")
+    return evaluation, where

@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from marrowscope.cells import BY_CODE
-from marrowscope.data.sources import Source, open_source
+from marrowscope.data.sources import Source, label_of, open_source
 from marrowscope.errors import DataError, ImageError
 from marrowscope.images import FORMATS, decode
 from marrowscope.schema import OK, IndexRow
@@ -75,14 +75,6 @@ def build_index(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return rows
-
-
-def label_of(name: str) -> str | None:
-    """Class code of the folder nearest to a picture that has one, or None."""
-    for folder in reversed(name.split("/")[:-1]):
-        if folder in BY_CODE:
-            return folder
-    return None
 
 
 def _labels(source: Source) -> dict[str, str]:

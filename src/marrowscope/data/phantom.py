@@ -31,7 +31,7 @@ from marrowscope.data._morphology import MORPHOLOGY, Morphology, Spread
 from marrowscope.errors import DataError, OutputError
 from marrowscope.files import make_folder, write_text
 
-__all__ = ["MORPHOLOGY", "PHANTOM_VERSION", "Morphology", "Phantom", "Spread", "draw", "write_phantoms"]
+__all__ = ["MORPHOLOGY", "PHANTOM_VERSION", "Morphology", "Phantom", "Spread", "draw", "masks_folder", "write_phantoms"]
 
 PHANTOM_VERSION = 1
 """Grows whenever the same request draws other pictures."""

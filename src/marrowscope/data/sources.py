@@ -5,12 +5,14 @@ A source lists its files by relative POSIX name and reads one at a time, from an
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
 from abc import ABC, abstractmethod
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
+from marrowscope.cells import BY_CODE
 from marrowscope.errors import DataError
 from marrowscope.images import SUFFIXES, read_bytes
 
@@ -27,18 +29,33 @@ def is_image_name(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in SUFFIXES
 
 
+def label_of(name: str) -> str | None:
+    """Class code of the folder nearest to a picture that has one, or None."""
+    for folder in reversed(name.split("/")[:-1]):
+        if folder in BY_CODE:
+            return folder
+    return None
+
+
 class Source(ABC):
     """A collection of pictures.
 
     Attributes:
         where: What the user gave, for messages.
-        names: Relative POSIX names of all pictures, sorted.
-        ignored: Number of other files, by suffix (``""`` where a name has none).
+        ignored: Number of other files, by suffix (``""`` where a name has none); known once `names` was asked.
     """
 
     where: str
-    names: list[str]
     ignored: Counter[str]
+
+    @property
+    @abstractmethod
+    def names(self) -> list[str]:
+        """Relative POSIX names of all pictures, sorted.
+
+        Raises:
+            DataError: They can't be listed.
+        """
 
     @abstractmethod
     def read(self, name: str) -> bytes:
@@ -47,6 +64,10 @@ class Source(ABC):
         Raises:
             ImageError: It is missing or can't be read, is empty or too large.
         """
+
+    @abstractmethod
+    def has(self, name: str) -> bool:
+        """Whether there is such a file."""
 
     @abstractmethod
     def size(self, name: str) -> int:
@@ -60,14 +81,23 @@ class FolderSource(Source):
         self.root = Path(root)
         self.where = str(root)
         self.ignored = Counter()
-        self.names = sorted(self._walk())
+
+    @functools.cached_property
+    def names(self) -> list[str]:
+        return sorted(self._walk())
 
     def read(self, name: str) -> bytes:
         return read_bytes(self.root / name)
 
+    def has(self, name: str) -> bool:
+        try:
+            return (self.root / name).exists()
+        except (OSError, ValueError):
+            return False
+
     def size(self, name: str) -> int:
         try:
-            return os.stat(self.root / name).st_size
+            return (self.root / name).stat().st_size
         except OSError:
             return 0
 
@@ -79,7 +109,7 @@ class FolderSource(Source):
         while todo:
             folder, above = todo.pop()
             try:
-                status = os.stat(self.root / folder)
+                status = (self.root / folder).stat()
                 here = (status.st_dev, status.st_ino)
                 if here in above:
                     continue
@@ -116,7 +146,7 @@ def open_source(data: Path) -> Source:
         DataError: It doesn't exist, is of an unknown kind, or can't be listed.
     """
     try:
-        mode = os.stat(data).st_mode
+        mode = Path(data).stat().st_mode
     except OSError as e:
         raise DataError(f"Can't open the data folder {data}: {e.strerror or e}. Give a folder that exists.") from None
     except ValueError as e:

@@ -1,46 +1,42 @@
-"""Which picture goes to which part: by keyed hash, stratified, copies together.
+"""Which picture goes to which part: by keyed hash, stratified, what belongs together on one side.
 
-Every group of pictures that belong together (identical files) draws a number in [0, 1) from the keyed hash of its
-content. The number chooses the part by the ratios; where that part has no more room for the group's classes, the group
-goes to the part with most room. No random state, no order of rows and no file name comes in.
+How the drawing works, and why it comes in two rules, stands at the head of `_assign`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+from marrowscope.data._assign import (
+    GROUP_COLUMNS,
+    RULES,
+    Group,
+    Rule,
+    assign,
+    capped,
+    check_arguments,
+    check_classes,
+    choose,
+    content,
+    join,
+    keyed_hash,
+    mixed_labels,
+)
+from marrowscope.data.sources import open_source
 from marrowscope.errors import SplitError
-from marrowscope.schema import OK, PARTS, IndexRow, Part, Split, SplitInfo, SplitRow, count_parts, index_hash
+from marrowscope.schema import PARTS, IndexRow, Split, SplitInfo, SplitRow, count_parts, index_hash
 
 Ratios = tuple[float, float, float]
-Counts = tuple[int, int, int]
 
-RULE = (
-    "groups of identical files in order of blake2b(sha256, key = seed); each goes to the part that a second hash "
-    "chooses by the ratios, or, where that has no room for its class, to the part with most room"
-)
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Pictures that must stay in one part."""
-
-    order: int
-    """Place in the drawing order: 64 bits of keyed hash."""
-    draw: Fraction
-    """Number in [0, 1) that chooses the part."""
-    rows: tuple[IndexRow, ...]
-
-    @property
-    def labels(self) -> Counter[str]:
-        return Counter(r.label for r in self.rows)
+_DRAWN = "each group of images that belong together draws a number from blake2b(what it is, key = seed)"
+RULE_TEXTS: dict[Rule, str] = {
+    "quota": f"{_DRAWN}, which names a part by the ratios; where that is full for the class, the part with most room",
+    "hash": f"{_DRAWN}, which alone names its part by the ratios",
+}
 
 
 def make_split(
@@ -51,11 +47,17 @@ def make_split(
     ratios: Ratios = (0.8, 0.1, 0.1),
     seed: int = 0,
     cap: int | None = None,
+    rule: Rule = "quota",
+    keep: Split | None = None,
+    shots: int | None = None,
+    group_by: Sequence[str] = GROUP_COLUMNS,
 ) -> Split:
-    """Draw a seeded, stratified split; identical files never straddle two parts.
+    """Draw a seeded, stratified split in which identical files, and others that belong together, share a part.
 
-    Class counts per part are within one image of the ratios where groups allow, save that every part whose ratio is
-    above 0 gets at least one image of each class. The result depends on what the index holds, not on its order.
+    By the rule ``quota`` class counts per part lie within one image of the ratios where groups allow, save that every
+    part whose ratio is above 0 gets at least one image of each class. By the rule ``hash`` they do so on average, and
+    an image's part depends on that image alone. To draw for data that grew, give the earlier split as `keep`: then no
+    image moves, and counts stay within one. The result depends on what the index holds, not on its order.
 
     Args:
         index: Rows of an index; those whose status is not ``ok`` or whose class is not in `codes` are left out, and
@@ -63,35 +65,48 @@ def make_split(
         codes: Class codes to split.
         class_set: Name of the set, for the record.
         ratios: Shares of train, val and test; they sum to 1.
-        seed: Key of the hash.
+        seed: Key of the hash, from 0 to 2^63 - 1.
         cap: Draw exactly this many images of each class.
+        rule: ``quota`` or ``hash``.
+        keep: An earlier split; every image keeps the part that it has there.
+        shots: Leave only this many images of each class in train; val and test stay as they are. The images of a
+            smaller number are among those of a larger one.
+        group_by: Columns of the index (out of ``group``, ``slide``, ``patient``) that name what belongs together;
+            empty cells say nothing.
 
     Raises:
-        SplitError: Ratios, seed or cap are not allowed; a class has no image or too few; paths stand twice.
+        SplitError: An argument is not allowed; a class has no image or too few; a path stands twice; or images that
+            belong together stand in different parts of `keep`.
     """
     shares = _shares(ratios)
-    _check_arguments(codes, seed, cap)
-    chosen, left_out = _choose(index, codes)
-    _check_classes(chosen, codes, shares)
+    check_arguments(codes, seed, cap, group_by)
+    if rule not in RULES:
+        raise SplitError(f"Unknown rule {rule!r}; allowed: {', '.join(RULES)}.")
+    chosen, left_out = choose(index, set(codes))
+    check_classes(chosen, codes, sum(s > 0 for s in shares), "parts")
+    kept = {} if keep is None else {r.path: PARTS.index(r.part) for r in keep.rows}
     if cap is not None:
         before = len(chosen)
-        chosen = _capped(chosen, codes, seed, cap)
+        chosen = capped(chosen, codes, seed, cap, kept)
         left_out["over the cap"] = before - len(chosen)
-    groups = _groups(chosen, seed)
-    parts = _assign(groups, codes, shares)
-    rows = sorted(
-        SplitRow(r.path, r.label, part) for group, part in zip(groups, parts, strict=True) for r in group.rows
-    )
-    _check_parts(rows, codes, shares)
+    groups = join(chosen, seed, group_by)
+    bins = assign(groups, codes, shares, rule=rule, fixed=[_kept_bin(g, kept) for g in groups])
+    _check_parts(groups, bins, codes, shares, rule)
+    if shots is not None:
+        groups, bins, gone = _few(groups, bins, codes, seed, shots)
+        left_out["over the shots"] = gone
+    rows = sorted(SplitRow(r.path, r.label, PARTS[b]) for g, b in zip(groups, bins, strict=True) for r in g.rows)
     info = SplitInfo(
         seed=seed,
-        rule=RULE,
+        rule=RULE_TEXTS[rule] + ("; images of an earlier split keep their part" if keep is not None else ""),
         class_set=class_set,
         codes=tuple(codes),
         ratios=ratios,
         cap=cap,
+        shots=shots,
         index_sha256=index_hash(index),
         left_out={k: n for k, n in sorted(left_out.items()) if n},
+        notes=tuple(_notes(chosen, groups, kept)),
         counts=count_parts(rows),
     )
     return Split(tuple(rows), info)
@@ -101,19 +116,42 @@ def check_split(split: Split, data_root: Path) -> None:
     """Check that every file of a split is there.
 
     Raises:
-        SplitError: Some are missing; the message names the first five.
+        DataError: There is no such folder or archive.
+        SplitError: Files are missing; the message names the first five.
     """
-    missing = [r.path for r in split.rows if not os.path.exists(Path(data_root) / r.path)]
+    source = open_source(Path(data_root))
+    missing = [r.path for r in split.rows if not source.has(r.path)]
     if missing:
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise SplitError(
-            f"{len(missing)} of the {len(split.rows)} files of the split are not in {data_root}: "
-            f"{', '.join(map(repr, missing[:5]))}{more}. Give the data folder that the split was drawn from, or index "
-            "and split anew."
+            f"{len(missing)} of the {len(split.rows)} files of the split are not in {data_root}: {_some(missing)}. "
+            "Give the data that the split was drawn from, or index and split anew."
         )
 
 
-# -------------------------------------------------------------------------------------------------------- checks
+def check_fits(split: Split, index: Sequence[IndexRow]) -> None:
+    """Check that a split was drawn from this index.
+
+    Raises:
+        SplitError: Images are missing in the index, have another class there, or can't be decoded; or the index holds
+            other images than the one that the split was drawn from.
+    """
+    have = {r.path: r for r in index}
+    missing = [r.path for r in split.rows if r.path not in have]
+    if missing:
+        raise SplitError(f"{len(missing)} files of the split are not in the index: {_some(missing)}. Split anew.")
+    other = [r.path for r in split.rows if have[r.path].label != r.label]
+    if other:
+        raise SplitError(f"{len(other)} files have another class in the index: {_some(other)}. Split anew.")
+    if index_hash(index) != split.info.index_sha256:
+        raise SplitError(
+            "The index is not the one that the split was drawn from: images were added, taken away or changed. "
+            "Split anew, keeping this split, so that no image moves."
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(map(repr, names[:5])) + more
 
 
 def _shares(ratios: Ratios) -> tuple[Fraction, Fraction, Fraction]:
@@ -127,145 +165,65 @@ def _shares(ratios: Ratios) -> tuple[Fraction, Fraction, Fraction]:
     return a / total, b / total, c / total
 
 
-def _check_arguments(codes: Sequence[str], seed: int, cap: int | None) -> None:
-    if len(set(codes)) != len(codes) or len(codes) < 2:
-        raise SplitError(f"A split needs at least two different classes; given: {' '.join(codes) or 'none'}.")
-    if not 0 <= seed < 2**63:
-        raise SplitError(f"The seed must be a whole number from 0 to 2^63 - 1; given: {seed}.")
-    if cap is not None and cap < 1:
-        raise SplitError(f"The cap must be 1 or more images per class; given: {cap}.")
-
-
-def _choose(index: Sequence[IndexRow], codes: Sequence[str]) -> tuple[list[IndexRow], Counter[str]]:
-    """The rows to split, and the number of the others by reason."""
-    wanted = set(codes)
-    left_out: Counter[str] = Counter()
-    chosen = []
-    seen: set[str] = set()
-    for r in index:
-        if r.path in seen:
-            raise SplitError(f"The index names {r.path!r} twice; index the data anew.")
-        seen.add(r.path)
-        if r.status != OK:
-            left_out[r.status.partition(":")[0]] += 1
-        elif r.label not in wanted:
-            left_out["not in the class set"] += 1
-        else:
-            chosen.append(r)
-    return chosen, left_out
-
-
-def _check_classes(rows: Sequence[IndexRow], codes: Sequence[str], shares: Sequence[Fraction]) -> None:
-    counts = Counter(r.label for r in rows)
-    empty = [c for c in codes if not counts[c]]
-    if empty:
-        have = ", ".join(f"{c} {n}" for c, n in sorted(counts.items())) or "none"
+def _kept_bin(group: Group, kept: dict[str, int]) -> int | None:
+    """The part that a group has in the split to keep."""
+    bins = {kept[r.path]: r.path for r in group.rows if r.path in kept}
+    if len(bins) > 1:
         raise SplitError(
-            f"No usable image of {' '.join(empty)}. Images of the set that the index holds: {have}. "
-            "Choose a class set without them, or add images."
+            f"Images that belong together stand in different parts of the split to keep: {_some(sorted(bins.values()))}"
+            f" ({len(group.rows)} images in all). Draw the split anew, or take the grouping away."
         )
-    needed = sum(s > 0 for s in shares)
-    few = [f"{c} {counts[c]}" for c in codes if counts[c] < needed]
-    if few:
-        raise SplitError(
-            f"Too few images to give each of the {needed} parts one: {', '.join(few)}. "
-            "Choose a class set without them, or add images."
-        )
+    return next(iter(bins), None)
 
 
-def _check_parts(rows: Sequence[SplitRow], codes: Sequence[str], shares: Sequence[Fraction]) -> None:
-    """Groups may be too large to give every part an image of every class."""
-    counts = count_parts(rows)
-    bare = [f"{p} has no {c}" for p, s in zip(PARTS, shares, strict=True) if s for c in codes if c not in counts[p]]
+def _check_parts(
+    groups: Sequence[Group], bins: Sequence[int], codes: Sequence[str], shares: Sequence[Fraction], rule: Rule
+) -> None:
+    """Check that every part has every class."""
+    there = {(b, c) for g, b in zip(groups, bins, strict=True) for c in g.counts}
+    bare = [f"{p} has no {c}" for i, p in enumerate(PARTS) if shares[i] for c in codes if (i, c) not in there]
     if bare:
+        reason = "The rule 'hash' leaves" if rule == "hash" else "Images that are kept, or must stay together, leave"
         raise SplitError(
-            f"Images that must stay together leave parts without a class: {', '.join(bare[:5])}. "
-            "Choose a class set without it, or add images."
+            f"{reason} parts without a class: {', '.join(bare[:5])}. "
+            "Choose a class set without it, another rule, ratio or seed, or add images."
         )
 
 
-# -------------------------------------------------------------------------------------------------------- drawing
-
-
-def _hash(seed: int, purpose: str, text: str) -> int:
-    """64 bits of hash, keyed by the seed, independent between purposes."""
-    data = text.encode("utf-8", "surrogateescape")
-    return int.from_bytes(
-        hashlib.blake2b(data, digest_size=8, key=seed.to_bytes(8, "big"), person=purpose.encode()).digest(), "big"
-    )
-
-
-def _identity(row: IndexRow) -> str:
-    return row.sha256 or row.path
-
-
-def _capped(rows: Sequence[IndexRow], codes: Sequence[str], seed: int, cap: int) -> list[IndexRow]:
-    """`cap` rows of each class."""
-    by_class: dict[str, list[IndexRow]] = defaultdict(list)
-    for r in rows:
-        by_class[r.label].append(r)
-    few = [f"{c} {len(by_class[c])}" for c in codes if len(by_class[c]) < cap]
+def _few(
+    groups: Sequence[Group], bins: Sequence[int], codes: Sequence[str], seed: int, shots: int
+) -> tuple[list[Group], list[int], int]:
+    """Thin train out to `shots` images a class; also the number of images taken away."""
+    if shots < 1:
+        raise SplitError(f"The number of shots must be 1 or more images per class; given: {shots}.")
+    ranked: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
+    for group in (g for g, b in zip(groups, bins, strict=True) if PARTS[b] == "train"):
+        seen: Counter[str] = Counter()
+        for r in group.rows:
+            # One image of each group before a second of any: copies teach nothing new.
+            ranked[r.label].append((seen[r.label], keyed_hash(seed, "shots", content(r)), r.path))
+            seen[r.label] += 1
+    few = [f"{c} {len(ranked[c])}" for c in codes if len(ranked[c]) < shots]
     if few:
-        raise SplitError(
-            f"A cap of {cap} needs that many images of each class, and there are fewer of {', '.join(few)}. The largest "
-            f"cap possible is {min(len(v) for v in by_class.values())}; or choose a class set without them."
-        )
-    out = []
-    for code in codes:
-        out += sorted(by_class[code], key=lambda r: (_hash(seed, "cap", _identity(r)), r.path))[:cap]
-    return out
+        raise SplitError(f"{shots} shots need that many training images of each class; there are {', '.join(few)}.")
+    stay = {path for c in codes for _, _, path in sorted(ranked[c])[:shots]}
+    out, gone = [], 0
+    for g, b in zip(groups, bins, strict=True):
+        rows = tuple(r for r in g.rows if PARTS[b] != "train" or r.path in stay)
+        gone += len(g.rows) - len(rows)
+        out.append(Group(g.order, g.number, rows, g.counts))
+    return out, list(bins), gone
 
 
-def _groups(rows: Sequence[IndexRow], seed: int) -> list[_Group]:
-    """Groups in drawing order: large before small, for small ones fill what large ones leave."""
-    members: dict[str, list[IndexRow]] = defaultdict(list)
-    for r in rows:
-        members[_identity(r)].append(r)
-    groups = [
-        _Group(_hash(seed, "order", key), Fraction(_hash(seed, "part", key), 2**64), tuple(sorted(group)))
-        for key, group in members.items()
-    ]
-    return sorted(groups, key=lambda g: (-len(g.rows), g.order, g.rows))
-
-
-def quotas(total: int, shares: Sequence[Fraction], at_least: Sequence[int]) -> list[int]:
-    """Share `total` images out: whole numbers that sum to `total`, each as near to its share as `at_least` allows."""
-    out = [max(low, math.floor(s * total)) for s, low in zip(shares, at_least, strict=True)]
-    while sum(out) != total:
-        # How far each part lies above its share.
-        excess = [n - s * total for n, s in zip(out, shares, strict=True)]
-        if sum(out) < total:
-            out[min((i for i in range(len(out)) if shares[i] > 0), key=lambda i: excess[i])] += 1
-        else:
-            out[max((i for i in range(len(out)) if out[i] > at_least[i]), key=lambda i: excess[i])] -= 1
-    return out
-
-
-def _assign(groups: Sequence[_Group], codes: Sequence[str], shares: Sequence[Fraction]) -> list[Part]:
-    """The part of each group."""
-    totals = Counter(r.label for g in groups for r in g.rows)
-    minimum = [int(s > 0) for s in shares]
-    room = {c: quotas(totals[c], shares, minimum) for c in codes}
-    out: list[Part] = []
-    for group in groups:
-        labels = group.labels
-        drawn = _draw(group.draw, shares)
-        fits = all(room[c][drawn] >= n for c, n in labels.items())
-        if not fits:
-            # The part that is left with most room, counted in the class that is worst off there.
-            open_parts = [i for i, s in enumerate(shares) if s > 0]
-            drawn = max(open_parts, key=lambda i: min(room[c][i] - n for c, n in labels.items()))
-        for c, n in labels.items():
-            room[c][drawn] -= n
-        out.append(PARTS[drawn])
-    return out
-
-
-def _draw(number: Fraction, shares: Sequence[Fraction]) -> int:
-    """Index of the part into whose stretch of [0, 1) a number falls."""
-    edge = Fraction(0)
-    for i, share in enumerate(shares):
-        edge += share
-        if number < edge:
-            return i
-    raise AssertionError("shares sum to 1")
+def _notes(chosen: Sequence[IndexRow], groups: Sequence[Group], kept: dict[str, int]) -> list[str]:
+    notes = []
+    joined = [g for g in groups if len(g.rows) > 1]
+    if joined:
+        notes.append(f"{sum(len(g.rows) for g in joined)} images stay together in {len(joined)} groups")
+    mixed = mixed_labels(chosen)
+    if mixed:
+        notes.append(f"{mixed} groups of identical files carry more than one class")
+    if kept:
+        here = sum(r.path in kept for r in chosen)
+        notes.append(f"{here} images keep the part of the earlier split; {len(kept) - here} of that are not here now")
+    return notes

@@ -10,7 +10,7 @@ import numpy as np
 from marrowscope.errors import FileFormatError
 from marrowscope.evaluate.intervals import number_groups
 from marrowscope.evaluate.metrics import Bools, Floats, Integers, confusion_matrix
-from marrowscope.schema import OK, Figure, Predictions
+from marrowscope.schema import OK, Predictions
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,3 @@ def make_case(predictions: Predictions, groups: Sequence[str] | None, where: str
     probs_NC = predictions.probs_NC[rows].reshape(len(rows), len(predictions.codes))
     group_N = np.arange(len(rows)) if groups is None else number_groups([groups[i] for i in rows])
     return Case(predictions.codes, truth_N, probs_NC.argmax(1).astype(np.int64), probs_NC, group_N)
-
-
-def figure(value: float, interval: tuple[float, float], n: int, method: str) -> Figure:
-    """A `schema.Figure` in which nan has become None."""
-    value, low, high = (None if np.isnan(v) else float(v) for v in (value, *interval))  # type: ignore[assignment]
-    return Figure(value=value, low=low, high=high, n=n, method=method)

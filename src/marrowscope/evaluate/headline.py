@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from marrowscope.evaluate import metrics
-from marrowscope.evaluate.case import Case, figure
-from marrowscope.evaluate.intervals import bootstrap_weights, confusion_draws, percentile_interval, proportion_interval
+from marrowscope.evaluate.case import Case
+from marrowscope.evaluate.figures import NO_IMAGES, Bootstrap, figure, proportion
+from marrowscope.evaluate.intervals import confusion_draws
 from marrowscope.evaluate.metrics import Bools, Counts, Floats, Integers
 from marrowscope.schema import ClassFigures, Figure
 
-NO_IMAGES = "none (no images)"
-UNDEFINED = "none (undefined)"
-NAN2 = (float("nan"), float("nan"))
+TOO_FEW = "none (no class has enough images)"
 
 
 def matrix_scores(counts_CC: Counts, keep: Bools) -> dict[str, Floats]:
@@ -30,14 +31,6 @@ def matrix_scores(counts_CC: Counts, keep: Bools) -> dict[str, Floats]:
         "cohen_kappa": metrics.cohen_kappa_score(counts_CC),
         "matthews": metrics.matthews_score(counts_CC),
     }
-
-
-def proportion(hits_N: Bools, group_N: Integers) -> Figure:
-    """The share of hits with Wilson's interval."""
-    if not len(hits_N):
-        return figure(float("nan"), NAN2, 0, NO_IMAGES)
-    low, high, method = proportion_interval(hits_N, group_N)
-    return figure(float(np.mean(hits_N)), (low, high), len(hits_N), method)
 
 
 def f1_figure(case: Case, c: int) -> Figure:
@@ -72,19 +65,6 @@ def class_figures(case: Case) -> tuple[ClassFigures, ...]:
     return tuple(out)
 
 
-def draw(case: Case, keep: Bools, draws: int, seed: int) -> dict[str, Floats]:
-    """The bootstrap draws (draws,) of every figure that is no proportion, by name."""
-    cell_N = case.truth_N * len(case.codes) + case.predicted_N
-    losses_N = metrics.log_losses(case.truth_N, case.probs_NC)
-    parts: dict[str, list[Floats]] = {}
-    for weights in bootstrap_weights(case.group_N, draws, seed):
-        scores = matrix_scores(confusion_draws(weights, cell_N, len(case.codes)), keep)
-        scores["log_loss"] = weights @ losses_N / weights.sum(1)
-        for name, values in scores.items():
-            parts.setdefault(name, []).append(values)
-    return {name: np.concatenate(values) for name, values in parts.items()}
-
-
 def wilson_bounds(
     name: str, per_class: tuple[ClassFigures, ...], keep: Bools, accuracy: Figure, counts_CC: Integers
 ) -> tuple[float, float]:
@@ -101,38 +81,33 @@ def wilson_bounds(
     kind, _, part = name.partition("_")
     figures = [getattr(c, part if part in {"precision", "f1"} else "recall") for c in per_class]
     support = np.array([c.support for c in per_class], dtype=np.float64)
-    weight = {"macro": (support > 0) & keep, "weighted": support, "balanced": support > 0}[kind]
-    low = np.average([0.0 if f.low is None else f.low for f in figures], weights=weight)
-    high = np.average([1.0 if f.high is None else f.high for f in figures], weights=weight)
-    return float(low), float(high)
+    weight = {"macro": np.where(keep, 1.0, 0.0), "weighted": support, "balanced": np.where(support > 0, 1.0, 0.0)}[kind]
+    low = np.array([0.0 if f.low is None else f.low for f in figures])
+    high = np.array([1.0 if f.high is None else f.high for f in figures])
+    return float(low @ weight / weight.sum()), float(high @ weight / weight.sum())
 
 
 def overall_figures(
-    case: Case, per_class: tuple[ClassFigures, ...], keep: Bools, draws: int, seed: int
+    case: Case, per_class: tuple[ClassFigures, ...], keep: Bools, bootstrap: Bootstrap
 ) -> dict[str, Figure]:
     """The headline figures by name, as `schema.Evaluation` lists them."""
     n, counts_CC = len(case), case.counts_CC
-    values = {name: float(v) for name, v in matrix_scores(counts_CC, keep).items()}
-    values["log_loss"] = float(metrics.log_losses(case.truth_N, case.probs_NC).mean()) if n else float("nan")
-    kept_n = int(counts_CC.sum(1)[keep].sum())
+    cell_N = case.truth_N * len(case.codes) + case.predicted_N
+    losses_N = metrics.log_losses(case.truth_N, case.probs_NC)
     out = {
         "accuracy": proportion(case.right_N, case.group_N),
+        "balanced_accuracy": figure(np.nan, None, 0, NO_IMAGES),
         "top2_accuracy": proportion(metrics.top_k_hits(case.truth_N, case.probs_NC, 2), case.group_N),
     }
-    method = f"bootstrap ({draws} draws{', by group' if case.grouped else ''})"
-    drawn = draw(case, keep, draws, seed) if n else {}
+    values = {name: float(v) for name, v in matrix_scores(counts_CC, keep).items()}
+    kept_n = int(counts_CC.sum(1)[keep].sum())
+    draws = bootstrap.run(case, lambda w: matrix_scores(confusion_draws(w, cell_N, len(case.codes)), keep)) if n else {}
     for name, value in values.items():
         rests_on = kept_n if name.startswith("macro_") else n
-        if np.isnan(value):
-            reason = NO_IMAGES if not n else UNDEFINED if rests_on else "none (no class has enough images)"
-            out[name] = figure(value, NAN2, rests_on, reason)
+        if not rests_on:
+            out[name] = figure(np.nan, None, 0, NO_IMAGES if not n else TOO_FEW)
             continue
-        low, high = percentile_interval(drawn[name])
-        if name != "log_loss" and high - low < 1e-12:
-            # All answers are right (or all wrong): resampling them can't show how little is known.
-            bounds = wilson_bounds(name, per_class, keep, out["accuracy"], counts_CC)
-            out[name] = figure(value, bounds, rests_on, "Wilson of its parts (the bootstrap has no width)")
-        else:
-            out[name] = figure(value, (low, high), rests_on, method)
-    order = ("accuracy", "balanced_accuracy", "top2_accuracy", *(k for k in values if k != "balanced_accuracy"))
-    return {name: out[name] for name in order}
+        bounds = partial(wilson_bounds, name, per_class, keep, out["accuracy"], counts_CC)
+        out[name] = bootstrap.figure(value, draws[name], rests_on, case, bounds)
+    out["log_loss"] = bootstrap.mean(losses_N, case)
+    return out

@@ -93,7 +93,8 @@ def confusion_draws(weights: Floats, cell_N: Integers, n_classes: int) -> Floats
     """Confusion matrices (B, C, C) of weighted images; `cell_N` is truth * C + prediction."""
     b, size = len(weights), n_classes * n_classes
     cells = np.arange(b)[:, None] * size + cell_N[None, :]
-    return np.bincount(cells.ravel(), weights=weights.ravel(), minlength=b * size).reshape(b, n_classes, n_classes)
+    flat = np.bincount(cells.ravel(), weights=weights.ravel(), minlength=b * size).astype(np.float64)
+    return flat.reshape(b, n_classes, n_classes)
 
 
 def percentile_interval(draws: Floats, level: float = LEVEL) -> tuple[float, float]:

@@ -27,7 +27,9 @@ Counts = npt.NDArray[np.int64] | npt.NDArray[np.float64]
 def ratio(numerator: npt.ArrayLike, denominator: npt.ArrayLike) -> Floats:
     """Divide, with nan where the denominator is 0."""
     a, b = np.broadcast_arrays(np.asarray(numerator, np.float64), np.asarray(denominator, np.float64))
-    return np.divide(a, b, out=np.full(a.shape, np.nan), where=b != 0)
+    out = np.full(a.shape, np.nan, dtype=np.float64)
+    np.divide(a, b, out=out, where=b != 0)
+    return out
 
 
 def mean_where(values: Floats, keep: npt.NDArray[np.bool_]) -> Floats:

@@ -9,8 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from marrowscope import __version__
+from marrowscope.cells import BY_CODE
+from marrowscope.evaluate.beyond import cost_figures, ranking_figures, tolerant_figures
 from marrowscope.evaluate.case import make_case
+from marrowscope.evaluate.costs import DEFAULT_SOURCE, default_costs, read_costs
+from marrowscope.evaluate.figures import Bootstrap
 from marrowscope.evaluate.headline import class_figures, overall_figures
+from marrowscope.evaluate.metrics import Floats
+from marrowscope.evaluate.tolerant import PUBLISHED, PUBLISHED_SOURCE, neighbour_pairs
 from marrowscope.files import sha256_file
 from marrowscope.schema import OK, Evaluation, Predictions
 
@@ -29,6 +35,7 @@ def evaluate_predictions(
     seed: int = 0,
     draws: int = DRAWS,
     macro_minimum: int = MACRO_MINIMUM,
+    costs: Path | None = None,
 ) -> Evaluation:
     """Judge predictions by their truth.
 
@@ -43,9 +50,11 @@ def evaluate_predictions(
         seed: Of the bootstrap. The result does not depend on the order of rows, and is the same for the same seed.
         draws: Of the bootstrap.
         macro_minimum: Macro figures leave out classes of fewer images, and the result names them.
+        costs: A CSV of what errors cost (`costs.read_costs`); None: the default along lineage and maturation, where
+            the codes are those of the collection.
 
     Raises:
-        FileFormatError: No truth, or truths that the class columns don't know.
+        FileFormatError: No truth, or truths that the class columns don't know; costs that are not a table of them.
         ValueError: `groups` has another length than the predictions; draws below 1; macro_minimum below 0.
     """
     if draws < 1 or macro_minimum < 0:
@@ -56,7 +65,13 @@ def evaluate_predictions(
     counts_CC = case.counts_CC
     support, called = counts_CC.sum(1), counts_CC.sum(0)
     keep = np.asarray(support >= max(1, macro_minimum))
+    bootstrap = Bootstrap(draws, seed)
     per_class = class_figures(case)
+    figures = overall_figures(case, per_class, keep, bootstrap)
+    per_class, ranking = ranking_figures(case, per_class, keep, bootstrap)
+    per_class, tolerant = tolerant_figures(case, per_class)
+    costs_CC, costs_source = _costs(case.codes, costs)
+    figures |= ranking | tolerant | cost_figures(case, costs_CC, bootstrap)
     return Evaluation(
         program=f"marrowscope {__version__}",
         predictions=source,
@@ -69,10 +84,21 @@ def evaluate_predictions(
         macro_minimum=macro_minimum,
         macro_left_out=tuple(c for c, k in zip(case.codes, keep, strict=True) if not k),
         never_predicted=tuple(c for c, s, p in zip(case.codes, support, called, strict=True) if s > 0 and p == 0),
-        figures=overall_figures(case, per_class, keep, draws, seed),
+        figures=figures,
         per_class=per_class,
         confusion=tuple(tuple(int(v) for v in row) for row in counts_CC),
+        neighbours=neighbour_pairs(case.codes),
+        published=PUBLISHED_SOURCE if set(case.codes) & PUBLISHED.keys() else None,
+        costs=() if costs_CC is None else tuple(tuple(float(v) for v in row) for row in costs_CC),
+        costs_source=costs_source,
     )
+
+
+def _costs(codes: Sequence[str], path: Path | None) -> tuple[Floats | None, str | None]:
+    """Cost matrix and its source; none where no file is given and the codes are not all of the collection."""
+    if path is not None:
+        return read_costs(path, codes), Path(path).name
+    return (default_costs(codes), DEFAULT_SOURCE) if all(c in BY_CODE for c in codes) else (None, None)
 
 
 def evaluate_csv(
@@ -84,6 +110,7 @@ def evaluate_csv(
     seed: int = 0,
     draws: int = DRAWS,
     macro_minimum: int = MACRO_MINIMUM,
+    costs: Path | None = None,
 ) -> Evaluation:
     """Judge a predictions.csv that has a column `truth`, of this program or of another; arguments as above.
 
@@ -101,4 +128,5 @@ def evaluate_csv(
         seed=seed,
         draws=draws,
         macro_minimum=macro_minimum,
+        costs=costs,
     )

@@ -8,7 +8,8 @@ predict      from files to predictions.csv: decoding overlaps inference, memory 
 from __future__ import annotations
 
 from marrowscope.infer.classifier import Classifier, ImageLike, bundled
-from marrowscope.infer.inputs import Item, find_images
+from marrowscope.infer.inputs import find_images
+from marrowscope.infer.items import Item
 from marrowscope.infer.predict import Summary, predict_files, predict_to_predictions
 
 __all__ = [

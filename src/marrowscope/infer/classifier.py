@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterable, Iterator
 from importlib import resources
@@ -16,6 +17,7 @@ from PIL import Image
 
 from marrowscope import images
 from marrowscope.errors import FileFormatError, ImageError, ModelError
+from marrowscope.files import sha256_file
 from marrowscope.schema import Card
 
 T = TypeVar("T")
@@ -52,15 +54,21 @@ class Classifier:
         device: Where it runs.
     """
 
-    def __init__(self, session: Any, card: Card, device: str = "cpu") -> None:
+    def __init__(self, session: Any, card: Card, path: Path, device: str = "cpu") -> None:
         """Use `Classifier.load`."""
         self._session = session
+        self._path = path
         self.card = card
         self.codes = card.codes
         self.device = device
 
     def __repr__(self) -> str:
         return f"<Classifier {self.card.name!r}: {len(self.codes)} classes, {self.card.preprocessing.size} px>"
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """SHA-256 of the model's file."""
+        return sha256_file(self._path)
 
     @classmethod
     def load(cls, model: str | Path, *, threads: int | None = None, device: str = "cpu") -> Classifier:
@@ -78,7 +86,7 @@ class Classifier:
             session = _open_session(path, threads, device)
             card = _read_card(session, path)
             _check_session(session, card, path)
-        return cls(session, card, device)
+        return cls(session, card, path, device)
 
     def logits(self, prepared_NHWC: images.Pixels) -> npt.NDArray[np.float32]:
         """Run the network: uint8 (N, size, size, 3) as `images.prepare` gives it -> float32 (N, C).

@@ -1,79 +1,141 @@
 """What PATH may be, and the files it stands for."""
 
-# ruff: noqa: PTH -- names stay as given, and pathlib is slow and large for a million names
+# Names stay as given, and pathlib is slow and large for a million of them.
+# ruff: noqa: PTH112, PTH116, PTH118, PTH207
 
 from __future__ import annotations
 
+import glob
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import BinaryIO
 
 from marrowscope import images
-from marrowscope.errors import DataError, ImageError
+from marrowscope.data.sources import is_image_name, is_junk
+from marrowscope.errors import DataError
+from marrowscope.infer import archives
+from marrowscope.infer.items import Item, file_item, refused_item
+
+STDIN = "-"
+"""PATH that stands for a list of paths on standard input."""
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One file to predict.
+def find_images(inputs: Sequence[str | Path], stdin: BinaryIO | None = None) -> Iterator[Item]:
+    """The files that the inputs stand for, in the order given.
 
-    Attributes:
-        name: As the user gave it, or the folder as given joined with the way from there to the file.
-        read: Gives the file's bytes, or raises ImageError.
-    """
+    - A file is always taken, whatever its ending and even if it is missing (reading it then gives the reason).
+    - A folder is searched at any depth for the endings `images.SUFFIXES`, hidden files and folders left out: first
+      its files sorted by name, then its folders. Symbolic links are followed, and each folder is visited once. A
+      folder that can't be listed is an item whose reading gives the reason.
+    - A .zip or .tar file (.tar.gz, .tar.bz2, .tar.xz too) gives its images in the archive's order.
+    - A pattern with ``*``, ``?`` or ``[...]`` that is no file's name gives what it matches, sorted; ``**`` stands for
+      folders of any depth. One that matches nothing is an item whose reading says so.
+    - ``-`` gives what stands on standard input: a path on each line, or paths with a null byte after each.
 
-    name: str
-    read: Callable[[], bytes]
-
-
-def find_images(inputs: Sequence[str | Path]) -> Iterator[Item]:
-    """The files that the inputs stand for, in the order given; in a folder its files sorted by name, then its folders.
-
-    A file named here is always taken, whatever its ending and even if it is missing (reading it then gives the
-    reason). A folder is searched at any depth for the endings `images.SUFFIXES`; symbolic links are followed, and
-    each folder is visited once. A folder that can't be listed is an item whose reading gives the reason.
+    Args:
+        inputs: Paths as above.
+        stdin: Where ``-`` reads from; None for standard input.
 
     Raises:
-        DataError: Nothing is given, or a folder holds no image.
+        DataError: Nothing is given, or a folder or archive holds no image; raised at once.
     """
+    _check(inputs)
+    return (item for given in inputs for name in _names(os.fspath(given), stdin) for item in _items(name))
+
+
+def _check(inputs: Sequence[str | Path]) -> None:
+    """Find the mistakes that would otherwise show when much work is done."""
     if not inputs:
         raise DataError("No input. Give files or folders of images.")
-    for given in inputs:
-        name = os.fspath(given)
-        if not os.path.isdir(name):
-            yield _file(name)
+    given = [os.fspath(x) for x in inputs]
+    if given.count(STDIN) > 1:
+        raise DataError("Standard input ('-') is given twice; it can be read once.")
+    for name in given:
+        for found in () if name == STDIN else _names(name, None):
+            content = _content(found)
+            if content is not None and next(content, None) is None:
+                raise DataError(
+                    f"{found} holds no image ({' '.join(sorted(images.SUFFIXES))}). Give another folder or archive."
+                )
+
+
+def _items(name: str) -> Iterator[Item]:
+    """The files behind one name that is neither a pattern nor standard input."""
+    content = _content(name)
+    if content is None:
+        yield file_item(name)
+        return
+    first = next(content, None)
+    if first is None:  # of a list on standard input, or emptied a moment ago
+        yield refused_item(name, "no image in it")
+        return
+    yield first
+    yield from content
+
+
+def _content(name: str) -> Iterator[Item] | None:
+    """The images in a folder or an archive; None for what is neither."""
+    if os.path.isdir(name):
+        return (refused_item(p, why) if why else file_item(p) for p, why in _walk(name, is_image_name))
+    return archives.members(name) if archives.is_archive(name) else None
+
+
+def _names(given: str, stdin: BinaryIO | None) -> Iterator[str]:
+    """The paths that one input stands for."""
+    if given == STDIN:
+        yield from _listed(stdin or sys.stdin.buffer)
+    elif not glob.has_magic(given) or os.path.lexists(given):
+        yield given
+    else:
+        # A pattern without a match stays itself: a path that is missing.
+        yield from sorted(_deep(given) if "**" in given.split("/") else glob.iglob(given)) or [given]
+
+
+def _listed(stream: BinaryIO) -> Iterator[str]:
+    """Paths from a stream, as they come: a null byte after each, or else each on its line."""
+    rest, end = b"", b""
+    while chunk := stream.read1(65536) if hasattr(stream, "read1") else stream.read(65536):
+        end = end or (b"\0" if b"\0" in chunk else b"\n" if b"\n" in chunk else b"")
+        if not end:
+            rest += chunk
             continue
-        empty = True
-        for item in _walk(name):
-            empty = False
-            yield item
-        if empty:
-            raise _no_image(name)
+        *names, rest = (rest + chunk).split(end)
+        yield from (_decoded(name) for name in names if name.strip(b"\r"))
+    if rest.strip(b"\r"):
+        yield _decoded(rest)
 
 
-def check_inputs(inputs: Sequence[str | Path]) -> None:
-    """Look for the mistakes that `find_images` would come upon late: a folder without any image.
+def _decoded(name: bytes) -> str:
+    return os.fsdecode(name.removesuffix(b"\r"))
 
-    Raises:
-        DataError: As `find_images`.
+
+def _deep(pattern: str) -> Iterator[str]:
+    """Matches of a pattern with ``**``; unlike `glob`, it ends where symbolic links go round."""
+    parts = pattern.split("/")
+    first = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    root = "/".join(parts[:first]) or ("/" if first else "")
+    for name, _ in _walk(root or ".", is_image_name if parts[-1] == "**" else lambda _: True):
+        inside = os.path.relpath(name, root or ".")
+        if _matches(inside.split("/"), parts[first:]):
+            yield os.path.join(root, inside)
+
+
+def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return _matches(parts, pattern[1:]) or (bool(parts) and _matches(parts[1:], pattern))
+    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
+
+
+def _walk(folder: str, take: Callable[[str], bool]) -> Iterator[tuple[str, str]]:
+    """Files below a folder whose name is to be taken, and folders that can't be listed with the reason.
+
+    Only the names in one folder, and of the folders yet to visit, are held.
     """
-    for given in inputs:
-        name = os.fspath(given)
-        if os.path.isdir(name) and next(_walk(name), None) is None:
-            raise _no_image(name)
-
-
-def _file(name: str) -> Item:
-    return Item(name, partial(images.read_bytes, Path(name)))
-
-
-def _no_image(name: str) -> DataError:
-    return DataError(f"The folder {name} holds no image ({' '.join(sorted(images.SUFFIXES))}). Give another folder.")
-
-
-def _walk(folder: str) -> Iterator[Item]:
-    """Files with an image's ending below a folder; only the names of the folders on the way are held."""
     waiting, visited = [folder], set()
     while waiting:
         here = waiting.pop()
@@ -82,23 +144,24 @@ def _walk(folder: str) -> Iterator[Item]:
             if (status.st_dev, status.st_ino) in visited:
                 continue
             visited.add((status.st_dev, status.st_ino))
-            files, folders = _listing(here)
+            files, folders = _listing(here, take)
         except OSError as e:
-            yield Item(here, partial(_refuse, f"unreadable: {e.strerror or e}"))
+            yield here, f"unreadable: {e.strerror or e}"
             continue
         waiting.extend(os.path.join(here, name) for name in reversed(folders))
-        for name in files:
-            yield _file(os.path.join(here, name))
+        yield from ((os.path.join(here, name), "") for name in files)
 
 
-def _listing(folder: str) -> tuple[list[str], list[str]]:
-    """Names of the images and of the folders in one folder, each sorted."""
+def _listing(folder: str, take: Callable[[str], bool]) -> tuple[list[str], list[str]]:
+    """Names of the files to take and of the folders in one folder, each sorted."""
     files, folders = [], []
     with os.scandir(folder) as entries:
         for entry in entries:
+            if is_junk(entry.name):
+                continue
             if _is_folder(entry):
                 folders.append(entry.name)
-            elif os.path.splitext(entry.name)[1].lower() in images.SUFFIXES:
+            elif take(entry.name):
                 files.append(entry.name)
     return sorted(files), sorted(folders)
 
@@ -108,7 +171,3 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a symbolic link to itself
         return False
-
-
-def _refuse(reason: str) -> bytes:
-    raise ImageError(reason)

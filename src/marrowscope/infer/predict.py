@@ -1,8 +1,7 @@
-"""From files to predictions.csv: decoding overlaps inference, memory is bounded, rows keep the order of the inputs."""
+"""From files to predictions: decoding overlaps inference, memory is bounded, rows keep the order of the inputs."""
 
 from __future__ import annotations
 
-import csv
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,14 +12,18 @@ from pathlib import Path
 import numpy as np
 
 from marrowscope import images
-from marrowscope.errors import ImageError, OutputError
-from marrowscope.files import atomic_open
+from marrowscope.errors import DataError, ImageError
 from marrowscope.infer.classifier import BATCH_SIZE, Classifier, available_cores, batches
-from marrowscope.infer.inputs import Item, check_inputs, find_images
+from marrowscope.infer.inputs import find_images
+from marrowscope.infer.items import Item
+from marrowscope.infer.outputs import Journal
 from marrowscope.schema import OK, Predictions, Preprocessing
 
 Progress = Callable[[int, int], object]
 """Called after each batch with the number of rows done and of those without an answer."""
+
+MAX_HELD = 256_000_000
+"""Bytes of files read out of an archive and not decoded yet."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,14 @@ class Summary:
         ok: Rows with an answer.
         failed: Rows without, by cause.
         seconds: From the first file to the finished output.
+        resumed: Rows out of `total` that an interrupted run had written.
     """
 
     total: int
     ok: int
     failed: dict[str, int]
     seconds: float
+    resumed: int = 0
 
 
 def predict_files(
@@ -47,41 +52,43 @@ def predict_files(
     *,
     batch_size: int = BATCH_SIZE,
     workers: int | None = None,
+    resume: bool = False,
     progress: Progress | None = None,
 ) -> Summary:
-    """Predict every file that `inputs` stand for (see `find_images`) and write predictions.csv, whole or not at all.
+    """Predict every file that `inputs` stand for (see `find_images`), and write a row for each.
+
+    While it goes on, the rows stand in ``OUTPUT.partial`` (see `outputs`); the output appears whole or not at all.
 
     Args:
         model: The model.
-        inputs: Files and folders.
-        output: The table to write, ending in .csv.
+        inputs: Files, folders, archives, patterns, or ``-``.
+        output: The table to write, ending in .csv, .jsonl or .parquet.
         batch_size: Pictures in one inference.
         workers: Threads that read and decode; None for one a core.
+        resume: Go on from the rows that an interrupted run left; no row is repeated or lost.
         progress: Called after each batch.
 
     Raises:
-        DataError: A folder holds no image.
+        DataError: A folder holds no image, or with `resume` the inputs are not those of the interrupted run.
         ModelError: The model can't be run.
-        OutputError: The output can't be written.
+        OutputError: The output can't be written, or another process is writing it.
     """
-    output = Path(output)
-    if output.suffix.lower() != ".csv":
-        raise OutputError(f"Can't write {output}: the ending must be .csv.")
-    check_inputs(inputs)
     start = time.perf_counter()
     counts: Counter[str] = Counter()
-    with atomic_open(output) as f:
-        out = csv.writer(f, lineterminator="\n")
-        for n, rows in enumerate(_predict(model, inputs, batch_size, workers)):
-            if n == 0:
-                out.writerow(rows.header())
-            out.writerows(rows.rows())
+    items = find_images(inputs)
+    header = Predictions((), (), model.codes, np.empty((0, len(model.codes)))).header()
+    with Journal(output, model.identity, header, resume=resume) as journal:
+        counts.update(_skip_done(items, journal))
+        resumed = counts.total()
+        for rows in _predict(model, items, batch_size, workers):
+            journal.append(rows.rows())
             counts.update(images.cause(s) for s in rows.status)
             if progress is not None:
                 progress(counts.total(), counts.total() - counts[OK])
+        journal.finish()
     ok = counts.pop(OK, 0)
     failed = dict(counts.most_common())
-    return Summary(ok + sum(failed.values()), ok, failed, time.perf_counter() - start)
+    return Summary(ok + sum(failed.values()), ok, failed, time.perf_counter() - start, resumed)
 
 
 def predict_to_predictions(
@@ -92,8 +99,7 @@ def predict_to_predictions(
     workers: int | None = None,
 ) -> Predictions:
     """As `predict_files`, but in memory."""
-    check_inputs(inputs)
-    parts = list(_predict(model, inputs, batch_size, workers))
+    parts = list(_predict(model, find_images(inputs), batch_size, workers))
     return Predictions(
         paths=tuple(p for part in parts for p in part.paths),
         status=tuple(s for part in parts for s in part.status),
@@ -102,23 +108,33 @@ def predict_to_predictions(
     )
 
 
-def _predict(
-    model: Classifier, inputs: Sequence[str | Path], batch_size: int, workers: int | None
-) -> Iterator[Predictions]:
+def _skip_done(items: Iterator[Item], journal: Journal) -> Iterator[str]:
+    """Pass by the items that have a row already; yields their causes."""
+    for name, status, *_ in journal.rows():
+        item = next(items, None)
+        if item is None or item.name != name:
+            raise DataError(
+                f"Can't go on with {journal.path}: the inputs are not those of the interrupted run (it has a row for "
+                f"{name} where {item.name if item else 'no file'} follows now). Start anew without --resume."
+            )
+        yield images.cause(status)
+
+
+def _predict(model: Classifier, items: Iterable[Item], batch_size: int, workers: int | None) -> Iterator[Predictions]:
     """Predictions batch by batch."""
-    loaded = _load_ahead(find_images(inputs), model.card.preprocessing, workers or available_cores(), 3 * batch_size)
+    loaded = _load_ahead(items, model.card.preprocessing, workers or available_cores(), 3 * batch_size)
     for batch in batches(loaded, batch_size):
         yield _answer(model, batch)
 
 
-def _answer(model: Classifier, batch: Sequence[tuple[str, images.Pixels | ImageError]]) -> Predictions:
+def _answer(model: Classifier, batch: Sequence[tuple[str, images.Pixels | str]]) -> Predictions:
     good = [i for i, (_, pixels) in enumerate(batch) if isinstance(pixels, np.ndarray)]
     probs = np.full((len(batch), len(model.codes)), np.nan)
     if good:
         probs[good] = model.probabilities(np.stack([np.asarray(batch[i][1]) for i in good]))
     return Predictions(
         paths=tuple(name for name, _ in batch),
-        status=tuple(str(x) if isinstance(x, ImageError) else OK for _, x in batch),
+        status=tuple(x if isinstance(x, str) else OK for _, x in batch),
         codes=model.codes,
         probs_NC=probs,
     )
@@ -126,25 +142,31 @@ def _answer(model: Classifier, batch: Sequence[tuple[str, images.Pixels | ImageE
 
 def _load_ahead(
     items: Iterable[Item], spec: Preprocessing, workers: int, ahead: int
-) -> Iterator[tuple[str, images.Pixels | ImageError]]:
-    """Read, decode and prepare in threads; yields in order, at most `ahead` pictures wait."""
-    waiting: deque[tuple[str, Future[images.Pixels | ImageError]]] = deque()
+) -> Iterator[tuple[str, images.Pixels | str]]:
+    """Read, decode and prepare in threads; yields in order.
+
+    At most `ahead` pictures wait, and fewer where the items hold more than `MAX_HELD` bytes.
+    """
+    waiting: deque[tuple[Item, Future[images.Pixels | str]]] = deque()
+    held = 0
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     try:
         for item in items:
-            waiting.append((item.name, pool.submit(_load, item, spec)))
-            if len(waiting) >= ahead:
-                name, future = waiting.popleft()
-                yield name, future.result()
+            waiting.append((item, pool.submit(_load, item, spec)))
+            held += item.held
+            while len(waiting) >= ahead or (held > MAX_HELD and waiting):
+                done, future = waiting.popleft()
+                held -= done.held
+                yield done.name, future.result()
         while waiting:
-            name, future = waiting.popleft()
-            yield name, future.result()
+            done, future = waiting.popleft()
+            yield done.name, future.result()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _load(item: Item, spec: Preprocessing) -> images.Pixels | ImageError:
+def _load(item: Item, spec: Preprocessing) -> images.Pixels | str:
     try:
         return images.prepare(images.decode(item.read()), spec)
     except ImageError as e:
-        return e
+        return str(e)  # the exception itself would keep the bytes of the file alive

@@ -109,7 +109,7 @@ def line_chart(
         y_range: Fixed axis; else from 0 or the lowest value to the highest.
         mark: A place on the x axis and what it is (the best epoch).
     """
-    width, height, left, right, top, bottom = 460, 290, 46, 14, 34, 44
+    width, height, left, right, top, bottom = 400, 262, 40, 12, 34, 44
     finite = [[p for p in s.points if math.isfinite(p[0]) and math.isfinite(p[1])] for s in series]
     everything = [p for points in finite for p in points]
     if not everything:
@@ -157,11 +157,9 @@ def _curve(points: Sequence[Point], series: int) -> list[Markup]:
     return [line, *(_marker(x, y, series) for x, y in points[::every])]
 
 
-def forest_chart(
-    key: str, title: str, description: str, measures: Sequence[str], rows: Sequence[ForestRow]
-) -> Markup:
+def forest_chart(key: str, title: str, description: str, measures: Sequence[str], rows: Sequence[ForestRow]) -> Markup:
     """Figures between 0 and 1 with their intervals, a row each; two measures a row at most."""
-    width, left, right, top, step = 460, 168, 16, 34, 30
+    width, left, right, top, step = 460, 196, 16, 34, 30
     height = top + step * len(rows) + 36
 
     def place(v: float) -> float:
@@ -262,4 +260,3 @@ def describe_curves(series: Sequence[Series], noun: str) -> str:
             (x0, y0), (x1, y1) = points[0], points[-1]
             out.append(f"{s.name} {noun} goes from {y0:.3f} in epoch {x0:g} to {y1:.3f} in epoch {x1:g}.")
     return " ".join(out) or "No values."
-

@@ -21,6 +21,8 @@ MISTAKES = 24
 RUNNERS_UP = 3
 FAILED_SHOWN = 200
 
+PERCENT = "\N{NO-BREAK SPACE}%"
+
 LABELS: dict[str, tuple[str, str]] = {
     "accuracy": ("Accuracy", "share of cells named right"),
     "balanced_accuracy": ("Balanced accuracy", "mean recall, every class weighing the same"),
@@ -40,8 +42,7 @@ HEADLINE = ("accuracy", "balanced_accuracy", "macro_f1", "top2_accuracy", "cohen
 
 def shown(text: str) -> str:
     """Text as a page can hold it: bytes that are not UTF-8 and control characters become the replacement sign."""
-    decodable = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    return "".join("�" if unicodedata.category(c) in {"Cc", "Cs"} else c for c in decodable)
+    return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) in {"Cc", "Cs"} else c for c in text)
 
 
 def class_name(code: str) -> str:
@@ -49,11 +50,16 @@ def class_name(code: str) -> str:
     return BY_CODE[code].name if code in BY_CODE else code
 
 
+def label(key: str) -> str:
+    """A figure's name in words."""
+    return LABELS[key][0] if key in LABELS else key.replace("_", " ").capitalize()
+
+
 def percent(share: float) -> str:
     """A share for reading, never rounded to a boundary that it has not reached."""
     if share <= 0 or share >= 1:
-        return f"{share:.0%}".replace("%", " %")
-    return f"{min(max(share * 100, 0.1), 99.9):.1f} %"
+        return f"{share * 100:.0f}{PERCENT}"
+    return f"{min(max(share * 100, 0.1), 99.9):.1f}{PERCENT}"
 
 
 @dataclass(frozen=True)
@@ -80,17 +86,15 @@ class Answer:
         return self.truth == self.predicted
 
     @property
-    def caption(self) -> str:
-        """Sign, truth, prediction and confidence; the sign says right or wrong without colour."""
-        sign = "✓" if self.right else "✗"
-        return f"{sign} {self.truth} → {self.predicted}, {percent(self.confidence)}"
+    def sign(self) -> str:
+        """Right or wrong, without colour."""
+        return "✓" if self.right else "✗"
 
     @property
     def sentence(self) -> str:
         """The same in words, as alternative of the picture."""
-        if self.right:
-            return f"{class_name(self.truth)}, recognised with {percent(self.confidence)} confidence"
-        return f"{class_name(self.truth)}, taken for {class_name(self.predicted)} with {percent(self.confidence)}"
+        what = "recognised" if self.right else f"taken for {class_name(self.predicted)}"
+        return f"{class_name(self.truth)}, {what} with {percent(self.confidence)} confidence"
 
 
 @dataclass(frozen=True)
@@ -140,13 +144,18 @@ class MatrixCell:
         return f"{class_name(self.truth)} {done}: {self.count} ({self.percent} of its class)"
 
     @property
+    def number(self) -> str:
+        """Share in whole per cent, without the sign."""
+        if 0 < self.share < 0.005:
+            return "<1"
+        if 0.995 <= self.share < 1:
+            return ">99"
+        return f"{self.share * 100:.0f}"
+
+    @property
     def percent(self) -> str:
         """Share in whole per cent."""
-        if 0 < self.share < 0.005:
-            return "<1 %"
-        if 0.995 <= self.share < 1:
-            return ">99 %"
-        return f"{self.share * 100:.0f} %"
+        return self.number + PERCENT
 
 
 @dataclass(frozen=True)
@@ -218,9 +227,7 @@ class Content:
         lines = []
         if self.run.config is not None and self.run.split is not None:
             data = shlex.quote(shown(self.data)) if self.data else "DATA"
-            lines.append(
-                f"marrowscope train {run}/config.toml --data {data} --split {run}/split.csv --out {run}-again"
-            )
+            lines.append(f"marrowscope train {run}/config.toml --data {data} --split {run}/split.csv --out {run}-again")
             run = f"{run}-again"
         part = f" --part {self.run.evaluation.part}" if self.run.evaluation.part else ""
         return (*lines, f"marrowscope evaluate {run}{part}", f"marrowscope report {run}")
@@ -287,8 +294,7 @@ def build(
 
 
 def _named(key: str, figure: Figure) -> NamedFigure:
-    label, note = LABELS.get(key, (key.replace("_", " ").capitalize(), ""))
-    return NamedFigure(key, label, note, figure)
+    return NamedFigure(key, label(key), LABELS.get(key, ("", ""))[1], figure)
 
 
 def _classes(run: RunFiles) -> tuple[ClassRow, ...]:

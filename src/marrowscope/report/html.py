@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from marrowscope.report import charts
 from marrowscope.report.charts import ForestRow, Series
-from marrowscope.report.content import Answer, Content, class_name, percent, shown
+from marrowscope.report.content import Answer, Content, class_name, label, percent, shown
 from marrowscope.schema import NOT_A_MEDICAL_DEVICE, PARTS
 
 PICTURE = "data:image/jpeg;base64,"
@@ -29,7 +29,9 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(shown=shown, percent=percent, class_name=class_name, thousands=lambda n: f"{n:,}")
+    environment.filters.update(
+        shown=shown, percent=percent, class_name=class_name, thousands=lambda n: f"{n:,}", label=label
+    )
     return environment
 
 
@@ -104,16 +106,14 @@ def learning_curves(content: Content) -> list[Markup]:
             for part, name in (("train", "training"), ("val", "validation"))
         ]
         text = charts.describe_curves(series, key)
-        out.append(
-            charts.line_chart(f"curve-{key}", title, text, series, x_label="epoch", y_range=y_range, mark=mark)
-        )
+        out.append(charts.line_chart(f"curve-{key}", title, text, series, x_label="epoch", y_range=y_range, mark=mark))
     return out
 
 
 def forest(content: Content) -> Markup:
     """Recall and precision of every class with their intervals."""
     rows = [
-        ForestRow(f"{r.name} {r.code}" if r.name != r.code else r.code, (r.figures.recall, r.figures.precision))
+        ForestRow(f"{r.code} {r.name}" if r.name != r.code else r.code, (r.figures.recall, r.figures.precision))
         for r in content.classes
     ]
     known = [r for r in content.classes if r.figures.recall.value is not None]

@@ -6,12 +6,13 @@
   const cells = raw.map(([path, truth, likeliest, sure, picture], place) => {
     const [predicted, confidence] = likeliest[0];
     const right = truth === predicted;
-    const caption = `${right ? "✓" : "✗"} ${codes[truth]} → ${codes[predicted]}, ${sure}`;
+    const sign = right ? "✓" : "✗";
+    const answer = `${codes[truth]} → ${codes[predicted]}, ${sure}`;
     const words = right
       ? `${names[truth]}, recognised with ${sure} confidence`
-      : `${names[truth]}, taken for ${names[predicted]} with ${sure}`;
-    const text = `${path} ${codes[truth]} → ${codes[predicted]} ${words}`.toLowerCase();
-    return { path, truth, predicted, confidence, likeliest, right, caption, words, text, picture, place };
+      : `${names[truth]}, taken for ${names[predicted]} with ${sure} confidence`;
+    const text = `${path} ${answer} ${words}`.replaceAll("\u00a0", " ").toLowerCase();
+    return { path, truth, predicted, confidence, likeliest, right, sign, answer, words, text, picture, place };
   });
   const filters = {
     truth: byId("f-truth"), predicted: byId("f-predicted"), answer: byId("f-answer"),
@@ -46,8 +47,10 @@
     } else {
       button.append(element("span", "nopicture", "no picture"));
     }
-    button.append(element("span", "caption", cell.caption));
-    button.setAttribute("aria-label", `${cell.caption}: ${cell.words}${cell.picture ? "" : "; no picture"}`);
+    const caption = element("span", "caption");
+    caption.append(element("span", `sign ${cell.right ? "right" : "wrong"}`, cell.sign), ` ${cell.answer}`);
+    button.append(caption);
+    button.setAttribute("aria-label", `${cell.sign} ${cell.answer}: ${cell.words}${cell.picture ? "" : "; no picture"}`);
     button.addEventListener("click", () => zoom(cell));
     item.append(button);
     return item;
@@ -119,7 +122,7 @@
   byId("g-next").addEventListener("click", () => turn(1));
 
   const zoom = (cell) => {
-    byId("zoom-title").textContent = cell.caption;
+    byId("zoom-title").textContent = `${cell.sign} ${cell.answer}`;
     byId("zoom-file").textContent = cell.path;
     const image = byId("zoom-picture");
     image.hidden = !cell.picture;

@@ -1,0 +1,350 @@
+"""The page: all sections, all figures, nothing of the outside, nothing that a file name could break."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from marrowscope.errors import FileFormatError, OutputError
+from marrowscope.report import content, write_report
+from marrowscope.report.content import Answer, choose, percent, shown
+from marrowscope.schema import NOT_A_MEDICAL_DEVICE, Evaluation, Predictions
+
+MakeRun = Callable[..., Path]
+SECTIONS = [
+    "headline",
+    "curves",
+    "matrix",
+    "classes",
+    "gallery",
+    "pairs",
+    "mistakes",
+    "failed",
+    "data",
+    "card",
+    "again",
+]
+VOID = {"meta", "link", "img", "input", "br"}
+
+
+class Page(HTMLParser):
+    """Elements of a page in order, and whether every one is closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.open: list[str] = []
+        self.scripts: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "script":
+            self.scripts.append(data)
+        elif not self.open or self.open[-1] != "style":
+            self.text.append(data)
+
+    @property
+    def words(self) -> str:
+        return " ".join("".join(self.text).split())
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.elements if name == tag]
+
+    @property
+    def payload(self) -> dict[str, list[object]]:
+        data: dict[str, list[object]] = json.loads(self.scripts[0])
+        return data
+
+
+@pytest.fixture(scope="module")
+def run(make_run: MakeRun) -> Path:
+    return make_run(96)
+
+
+@pytest.fixture(scope="module")
+def html(run: Path) -> str:
+    return write_report(run).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(html: str) -> Page:
+    return Page(html)
+
+
+def test_every_section_is_there_and_linked(page: Page) -> None:
+    assert [a["id"] for a in page.all("section")] == SECTIONS
+    ids = [a["id"] for _, a in page.elements if "id" in a]
+    assert len(ids) == len(set(ids))
+    links = {a["href"] for a in page.all("a")}
+    assert {f"#{s}" for s in SECTIONS} <= links
+    assert all(link and link[1:] in ids for link in links)
+
+
+def test_notices_stand_at_the_top(page: Page) -> None:
+    assert NOT_A_MEDICAL_DEVICE in page.words
+    assert page.words.index("None is real") < page.words.index("Report on", 100)
+
+
+def test_real_cells_get_no_synthetic_notice(make_run: MakeRun) -> None:
+    text = Page(write_report(make_run(24, synthetic=False)).read_text(encoding="utf-8")).words
+    assert "drawn by a program" not in text
+    assert "ynthetic" not in text
+    assert NOT_A_MEDICAL_DEVICE in text
+
+
+def test_figures_are_those_of_the_evaluation(page: Page, run: Path) -> None:
+    e = Evaluation.read(run / "evaluation.json")
+    for f in e.figures.values():
+        assert f"{f.value:.3f} ({f.low:.3f}–{f.high:.3f})" in page.words
+    for c in e.per_class:
+        assert str(c.recall) in page.words
+    right = sum(e.confusion[i][i] for i in range(len(e.codes)))
+    assert f"{right} of {e.n} cells were named right" in page.words
+
+
+def test_matrix_buttons_are_the_confusion(page: Page, run: Path) -> None:
+    e = Evaluation.read(run / "evaluation.json")
+    buttons = [a for a in page.all("button") if "data-truth" in a and a.get("tabindex") == "-1"]
+    expected = sum(1 for row in e.confusion for v in row if v)
+    assert len(buttons) == 2 * expected
+    first = buttons[0]
+    i, j = (e.codes.index(str(first[k])) for k in ("data-truth", "data-predicted"))
+    assert f": {e.confusion[i][j]} (" in str(first["aria-label"])
+
+
+def test_classes_stand_in_clinical_order(page: Page) -> None:
+    assert page.payload["codes"] == ["BLA", "PMO", "MYB", "NGB", "NGS", "EBO", "LYT", "ART"]
+
+
+def test_the_gallery_holds_every_answer(page: Page, run: Path) -> None:
+    p = Predictions.read(run / "predictions.csv")
+    cells = page.payload["cells"]
+    assert len(cells) == int(p.ok.sum())
+    path, truth, likeliest, sure, picture = cells[0]  # type: ignore[misc]
+    best = int(p.probs_NC[0].argmax())
+    assert path == p.paths[0]
+    assert p.truth is not None
+    assert page.payload["codes"][truth] == p.truth[0]
+    assert page.payload["codes"][likeliest[0][0]] == p.codes[best]
+    assert likeliest[0][1] == pytest.approx(p.probs_NC[0, best], abs=1e-4)
+    assert sure == percent(p.probs_NC[0, best])
+    assert picture.startswith("/9j/")
+
+
+def test_file_names_break_nothing(page: Page, html: str) -> None:
+    assert len(page.all("script")) == 2
+    assert not [a for _, a in page.elements if "onerror" in a]
+    assert "<script>alert" not in html
+    assert "{{" not in page.words
+    assert "49 & co" not in page.words
+    paths = [cell[0] for cell in page.payload["cells"]]  # type: ignore[index]
+    assert "LYT/<script>alert(1)</script>.jpg" in paths
+    assert "NGS/{{ 7 * 7 }} & co.jpg" in paths
+    assert "LYT/Zelle_äöüß.jpg" in paths
+    assert any("bad_�" in p for p in paths)
+    assert "ResNet-18 <b>bold</b>" in page.words
+
+
+def test_every_strange_name_has_its_picture(page: Page) -> None:
+    assert all(cell[4] for cell in page.payload["cells"])  # type: ignore[index]
+    assert "could not be shown" not in page.words
+
+
+def test_nothing_comes_from_the_network(page: Page, html: str) -> None:
+    for _, attrs in page.elements:
+        for name in ("src", "href", "srcset", "data", "action", "poster", "xlink:href"):
+            value = attrs.get(name)
+            assert value is None or value.startswith(("#", "data:"))
+    style = html[html.index("<style>") : html.index("</style>")]
+    assert "url(" not in style
+    assert "@import" not in style
+    assert not re.search(r"fetch\(|XMLHttpRequest|import\(|WebSocket|sendBeacon", page.scripts[1])
+    policy = next(a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    assert str(policy).startswith("default-src 'none'")
+
+
+def test_pictures_have_alternatives_and_charts_titles(page: Page) -> None:
+    assert all(a.get("alt") is not None for a in page.all("img"))
+    charts = [a for a in page.all("svg") if a.get("class") == "chart"]
+    assert len(charts) == 3
+    assert len(page.all("desc")) == 3
+
+
+def test_failed_files_are_counted_and_named(page: Page) -> None:
+    assert "3 files could not be read" in page.words
+    assert "damaged or truncated: <b>" in page.words
+
+
+def test_settings_and_commands(page: Page) -> None:
+    assert 'name = "resnet18" # <script>' in page.words
+    assert "marrowscope evaluate run-again --part test" in page.words
+    assert "https://example.org/blobs" in page.words  # a citation, as text
+
+
+def test_the_same_run_gives_the_same_bytes(run: Path, tmp_path: Path) -> None:
+    first, second = (write_report(run, output=tmp_path / name) for name in ("a.html", "b.html"))
+    assert first.read_bytes() == second.read_bytes()
+    assert first.with_suffix(".md").read_bytes() == second.with_suffix(".md").read_bytes()
+
+
+def test_markdown_holds_the_same_figures(run: Path, html: str) -> None:
+    text = (run / "report.md").read_text(encoding="utf-8")
+    e = Evaluation.read(run / "evaluation.json")
+    assert NOT_A_MEDICAL_DEVICE in text
+    assert "SYNTHETIC" in text
+    for f in e.figures.values():
+        assert f"| {f} |" in text
+    for c in e.per_class:
+        assert f"| {c.precision} | {c.recall} | {c.f1} |" in text
+    assert "<script>" not in text.replace("    [model]", "").split("## Settings")[0]
+    widths = {
+        line.count(" | ") for line in text.split("## Confusion matrix")[1].split("##")[0].splitlines() if "|" in line
+    }
+    assert widths <= {8, 0}
+
+
+def test_an_evaluation_alone_makes_a_report(make_run: MakeRun) -> None:
+    page = Page(write_report(make_run(24, training=False)).read_text(encoding="utf-8"))
+    assert [a["id"] for a in page.all("section")] == [s for s in SECTIONS if s not in {"curves", "card"}]
+    assert "21 of 21 pictures could not be shown" in page.words
+    assert "data folder not known" in page.words
+    assert "neither split.csv nor card.json" in page.words
+
+
+def test_missing_pictures_are_counted(make_run: MakeRun) -> None:
+    run = make_run(24)
+    (run.parent / "data" / "ART" / "cell_00000.jpg").unlink()
+    (run.parent / "data" / "BLA" / "cell_00001.jpg").write_text("no picture")
+    page = Page(write_report(run).read_text(encoding="utf-8"))
+    assert "2 of 21 pictures could not be shown" in page.words
+    assert "1 × file not found" in page.words
+    assert page.words.count("1 × ") == 2
+
+
+def test_a_data_folder_that_moved(make_run: MakeRun) -> None:
+    run = make_run(24)
+    moved = run.parent / "else where"
+    (run.parent / "data").rename(moved)
+    text = Page(write_report(run).read_text(encoding="utf-8")).words
+    assert "21 of 21 pictures could not be shown" in text
+    assert "data folder not found" in text
+    assert "could not be shown" not in Page(write_report(run, data=moved).read_text(encoding="utf-8")).words
+
+
+def test_a_gallery_with_a_limit_keeps_the_wrong_answers(run: Path, tmp_path: Path) -> None:
+    e = Evaluation.read(run / "evaluation.json")
+    wrong = e.n - sum(e.confusion[i][i] for i in range(len(e.codes)))
+    page = Page(write_report(run, output=tmp_path / "r.html", max_cells=wrong + 5).read_text(encoding="utf-8"))
+    cells = page.payload["cells"]
+    assert len(cells) == wrong + 5
+    assert sum(1 for c in cells if c[1] != c[2][0][0]) == wrong  # type: ignore[index]
+    assert f"The gallery holds {wrong + 5} of {e.n} cells" in page.words
+
+
+@pytest.mark.parametrize("most", [0, 1, 3, 10, 11])
+def test_choose_is_ordered_and_bounded(most: int) -> None:
+    answers = [Answer(str(i), "BLA", (("BLA" if i % 3 else "LYT", 0.9),)) for i in range(10)]
+    kept = choose(answers, most)
+    assert len(kept) == min(most, 10)
+    assert [a.path for a in kept] == sorted(a.path for a in kept)
+    assert sum(not a.right for a in kept) == min(most, 4)
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0.0, "0 %"), (1.0, "100 %"), (0.99999, "99.9 %"), (0.00001, "0.1 %"), (0.5, "50.0 %"), (0.1234, "12.3 %")],
+)
+def test_percent_reaches_no_boundary(share: float, text: str) -> None:
+    assert percent(share) == text.replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def test_shown_drops_what_a_page_can_not_hold() -> None:
+    assert shown("a\0b\x1bc\ud800") == "a�b�c�"
+    assert shown("ä\udcffb") == "ä�b"
+
+
+def test_unknown_figures_are_shown_by_their_name() -> None:
+    assert content.label("auroc_macro") == "Auroc macro"
+
+
+def _without(make_run: MakeRun, *names: str) -> Path:
+    run = make_run(24)
+    for name in names:
+        (run / name).unlink()
+    return run
+
+
+def test_a_run_that_was_not_evaluated(make_run: MakeRun) -> None:
+    with pytest.raises(FileFormatError, match=r"marrowscope evaluate .* first"):
+        write_report(_without(make_run, "evaluation.json"))
+
+
+def test_a_run_without_predictions(make_run: MakeRun) -> None:
+    with pytest.raises(FileFormatError, match=r"no predictions\.csv"):
+        write_report(_without(make_run, "predictions.csv"))
+
+
+def test_predictions_that_were_not_evaluated(make_run: MakeRun) -> None:
+    run = make_run(24)
+    with (run / "predictions.csv").open("a") as f:
+        f.write("\n")
+    with pytest.raises(FileFormatError, match="not the table that"):
+        write_report(run)
+
+
+def test_an_evaluation_of_another_shape(make_run: MakeRun) -> None:
+    run = make_run(24)
+    e = Evaluation.read(run / "evaluation.json")
+    e.model_copy(update={"confusion": e.confusion[:-1]}).write(run / "evaluation.json")
+    with pytest.raises(FileFormatError, match="one row for each"):
+        write_report(run)
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileFormatError, match="not a run folder"):
+        write_report(tmp_path / "nothing")
+
+
+def test_outputs_that_can_not_be_written(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="folder"):
+        write_report(run, output=tmp_path)
+    with pytest.raises(OutputError, match="Name it"):
+        write_report(run, output=tmp_path / "report.md")
+
+
+def test_one_class_without_cells(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run(24)
+    e = Evaluation.read(run / "evaluation.json")
+    none = e.per_class[0].recall.model_copy(update={"value": None, "low": None, "high": None})
+    empty = e.per_class[0].model_copy(update={"support": 0, "recall": none, "precision": none, "f1": none})
+    e.model_copy(update={"per_class": (empty, *e.per_class[1:])}).write(run / "evaluation.json")
+    Page(write_report(run).read_text(encoding="utf-8"))
+
+
+@pytest.mark.slow
+def test_four_thousand_cells_stay_below_fifteen_megabytes(make_run: MakeRun) -> None:
+    run = make_run(4000, side=100)
+    out = write_report(run)
+    assert out.stat().st_size < 15_000_000
+    assert len(Page(out.read_text(encoding="utf-8")).payload["cells"]) == 3997
+    shutil.rmtree(run.parent)

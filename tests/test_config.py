@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from marrowscope.config import load_recipe, parse_recipe, recipe_toml
+from marrowscope.errors import RecipeError
+from tiny import tiny_values
+
+RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_every_recipe_loads_and_survives_writing(path: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+    copy = tmp_path / "copy.toml"
+    copy.write_text(recipe_toml(recipe))
+    assert load_recipe(copy) == recipe
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_every_recipe_has_a_header_with_command_cost_and_score(path: Path) -> None:
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    text = "\n".join(header).lower()
+    for word in ("command:", "cost:", "score:"):
+        assert word in text, f"{path.name} does not state its {word[:-1]}"
+
+
+def test_all_mistakes_are_reported_at_once() -> None:
+    values = tiny_values(
+        optimiser={"learning_rate": 1},
+        model__nam="x",
+        schedule__epochs=0,
+        engine__precision="fp8",
+        loss__focal_gamma=-1,
+    )
+    with pytest.raises(RecipeError) as e:
+        parse_recipe(values, "r.toml")
+    text = str(e.value)
+    assert "5 mistake(s)" in text
+    assert "unknown key 'optimiser'" in text
+    assert "unknown key 'nam' in [model]; known keys: name, weights" in text
+    assert "schedule.epochs" in text
+    assert "'bf16'" in text
+    assert "loss.focal_gamma" in text
+
+
+def test_classes_are_not_balanced_twice() -> None:
+    values = tiny_values(data__sampling="balanced", loss__class_weights="balanced")
+    with pytest.raises(RecipeError, match="balanced twice"):
+        parse_recipe(values, "r.toml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"classes": "marrow-9"}, "Unknown class set"),
+        ({"schedule__warmup_epochs": 2}, "warmup_epochs .2.* must be below epochs"),
+        ({"image__std": [0.1, 0.0, 0.1]}, "std must be above 0"),
+        ({"name": "A B"}, "name"),
+        ({"optimizer__learning_rate": float("nan")}, "learning_rate"),
+    ],
+)
+def test_a_value_that_is_not_allowed_is_explained(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        parse_recipe(tiny_values(**changes), "r.toml")
+
+
+def _written(tmp_path: Path) -> Path:
+    path = tmp_path / "r.toml"
+    path.write_text(recipe_toml(parse_recipe(tiny_values(), "tiny")))
+    return path
+
+
+def test_set_changes_values_of_any_type(tmp_path: Path) -> None:
+    recipe = load_recipe(
+        _written(tmp_path), ["schedule.epochs=7", "model.weights=a/b.pth", "augment.flip=false", "data.cap = 5"]
+    )
+    assert recipe.schedule.epochs == 7
+    assert recipe.model.weights == "a/b.pth"
+    assert recipe.augment.flip is False
+    assert recipe.data.cap == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("schedule.epochs", "key=value"), ("name.x=1", "is a value, not a table"), ("schedule.epoch=3", "unknown key")],
+)
+def test_a_wrong_set_is_explained(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(_written(tmp_path), [text])
+
+
+def test_a_recipe_that_is_missing_or_no_toml_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="No such file"):
+        load_recipe(tmp_path / "none.toml")
+    bad = tmp_path / "bad.toml"
+    bad.write_text("epochs: 3")
+    with pytest.raises(RecipeError, match="not a TOML file"):
+        load_recipe(bad)
+    bad.write_bytes(b"\xff\xfe")
+    with pytest.raises(RecipeError, match="not a TOML file"):
+        load_recipe(bad)
