@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from marrowscope import images
-from marrowscope.errors import DataError, ImageError, ModelError, OutputError
+from marrowscope.errors import DataError, ImageError
 from marrowscope.infer import Classifier, Item, find_images, inputs, predict, predict_files, predict_to_predictions
 from marrowscope.schema import Predictions
 from tiny_onnx import CODES, card, logits, write_model
@@ -325,73 +325,6 @@ def test_memory_is_bounded(model: Classifier, cells: Path, monkeypatch: pytest.M
     many = [str(cells)] * 20
     assert len(predict_to_predictions(model, many, batch_size=8).paths) == 460
     assert peak <= 4 * 8
-
-
-# ------------------------------------------------------------------------------------------------------------- output
-
-
-def test_output_is_a_folder_or_below_a_file(model: Classifier, cells: Path, tmp_path: Path) -> None:
-    (tmp_path / "folder.csv").mkdir()
-    (tmp_path / "file").touch()
-    for output in (tmp_path / "folder.csv", tmp_path / "file" / "out.csv"):
-        with pytest.raises(OutputError, match="Can't write"):
-            predict_files(model, [cells], output)
-
-
-@pytest.mark.parametrize("name", ["out.jpg", "out", "out.xlsx"])
-def test_output_of_unknown_ending(model: Classifier, cells: Path, tmp_path: Path, name: str) -> None:
-    with pytest.raises(OutputError, match="ending"):
-        predict_files(model, [cells], tmp_path / name)
-
-
-def test_full_disk_leaves_the_old_output(
-    model: Classifier, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    output = tmp_path / "o" / "out.csv"
-    predict_files(model, [cells], output)
-    old = output.read_bytes()
-
-    def rows(_: Predictions) -> Iterator[list[str]]:
-        yield ["x"]
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Predictions, "rows", rows)
-    with pytest.raises(OutputError, match="No space left on device"):
-        predict_files(model, [cells], output)
-    assert output.read_bytes() == old
-    assert [p.name for p in output.parent.iterdir()] == ["out.csv"]
-
-
-def test_model_that_fails_in_the_middle_leaves_nothing(
-    model: Classifier, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = threading.active_count()
-    calls = 0
-    run = Classifier.logits
-
-    def fail(self: Classifier, x: images.Pixels) -> npt.NDArray[np.float32]:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            raise ModelError("broken")
-        return run(self, x)
-
-    monkeypatch.setattr(Classifier, "logits", fail)
-    with pytest.raises(ModelError, match="broken"):
-        predict_files(model, [cells], tmp_path / "o" / "out.csv", batch_size=4)
-    assert list((tmp_path / "o").iterdir()) == []
-    assert threading.active_count() == before
-
-
-def test_two_processes_may_write_one_output(model: Classifier, cells: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out.csv"
-    work = [threading.Thread(target=predict_files, args=(model, [cells], output)) for _ in range(4)]
-    for t in work:
-        t.start()
-    for t in work:
-        t.join()
-    assert len(table(output)) == 24
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["cells", "out.csv"]
 
 
 # ---------------------------------------------------------------------------------------------------------- torch-free

@@ -179,7 +179,7 @@ def test_import_refuses_what_it_cannot_tell() -> None:
         take(index, {"train": [f"a{i}.jpg" for i in range(6)]})
     with pytest.raises(SplitError, match=r"may be 'BLA/0-99/BLA_00000.jpg' or 'other/BLA_00000.jpg'"):
         take(index, {"train": ["BLA_00000.jpg"]})
-    with pytest.raises(SplitError, match="not in the index: 'EOS/BLA_00001.jpg'"):
+    with pytest.raises(SplitError, match=r"not in the index: 'EOS/BLA_00001.jpg'"):
         take(index, {"train": ["EOS/BLA_00001.jpg"]})
     with pytest.raises(SplitError, match="both train and test"):
         take(index, {"train": ["BLA_00001.jpg"], "test": ["BLA/BLA_00001.jpg"]})

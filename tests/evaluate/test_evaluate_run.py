@@ -81,9 +81,11 @@ def test_duplicated_rows_in_one_group_change_no_figure_and_no_interval() -> None
         g = d.figures[name]
         assert (g.value, g.low, g.high) == pytest.approx((f.value, f.low, f.high), rel=1e-9)
         assert "group" in g.method
-        assert g.n == 800
+        assert g.n == 2 * f.n
         u = ungrouped.figures[name]
         assert u.value == pytest.approx(f.value)
+        if name.startswith("coverage_at"):
+            continue  # a step function of the images: its interval need not shrink by the root of two
         assert u.high - u.low < 0.85 * (f.high - f.low)  # type: ignore[operator]
     for c, dc in zip(e.per_class, d.per_class, strict=True):
         for part in ("precision", "recall", "f1"):
@@ -135,7 +137,11 @@ def test_all_right_does_not_pretend_certainty() -> None:
     for name, f in e.figures.items():
         assert f.low is not None
         assert f.high is not None
-        if name != "log_loss":
+        if name.endswith(("_loss", "_error")):
+            assert f.value == pytest.approx(0)
+            assert f.low == 0
+            assert f.high > 0.01
+        else:
             assert f.value == pytest.approx(1)
             assert f.low < 0.98
             assert f.high == pytest.approx(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -12,12 +13,18 @@ from PIL import Image
 from marrowscope.files import sha256_file
 from marrowscope.schema import (
     OK,
+    Calibration,
     Card,
     ClassFigures,
+    ConformalSets,
     Evaluation,
     Figure,
+    OperatingPoint,
     Predictions,
     Preprocessing,
+    PublishedFigures,
+    ReliabilityBin,
+    RiskPoint,
     RunInfo,
     Split,
     SplitInfo,
@@ -104,6 +111,64 @@ def _evaluation(predictions: Predictions, path: Path) -> Evaluation:
     )
 
 
+def _calibration(e: Evaluation, scaling: Literal["none", "temperature"], power: float) -> Calibration:
+    return Calibration(
+        scaling=scaling,
+        temperature=1.4 if scaling == "temperature" else 1.0,
+        fitted_on=0 if scaling == "none" else 321,
+        figures={k: _figure(0.05, e.n) for k in ("accuracy", "expected_calibration_error", "brier_loss")},
+        by_chance=_figure(0.02, e.n),
+        per_class={c: _figure(0.03, 40) for c in e.codes},
+        bins=tuple(
+            ReliabilityBin(low=b - 0.05, high=b + 0.05, confidence=b, accuracy=_figure(b**power, e.n // 10))
+            for b in (0.1 * i + 0.05 for i in range(10))
+        ),
+    )
+
+
+def _conformal(e: Evaluation, method: Literal["split", "class-conditional"]) -> ConformalSets:
+    some = _figure(0.9, e.n)
+    return ConformalSets(
+        method=method,
+        alpha=0.1,
+        calibrated_on=321,
+        thresholds=dict.fromkeys(e.codes, 0.04),
+        coverage=some,
+        size=Figure(value=1.7, low=1.5, high=1.9, n=e.n, method="bootstrap"),
+        single=_figure(0.5, e.n),
+        empty=_figure(0.0, e.n),
+        per_class={c: {"coverage": some, "size": some} for c in e.codes},
+    )
+
+
+def _judged_further(e: Evaluation) -> Evaluation:
+    """With all that an evaluation may hold beside the plain figures."""
+    some, nothing = _figure(0.9, e.n), _figure(None, 0)
+    paper = PublishedFigures(precision=0.5, recall=0.6, tolerant_precision=0.7, tolerant_recall=0.8, n=1234)
+    names = ("auroc", "average_precision", "tolerant_precision", "tolerant_recall")
+    further = {**dict.fromkeys(names, some), "published": paper}
+    reached = OperatingPoint(target=0.95, chosen_on="validation", threshold=0.6, coverage=some, accuracy=some)
+    missed = OperatingPoint(target=0.98, chosen_on="itself", threshold=None, coverage=some, accuracy=nothing)
+    size = range(len(e.codes))
+    return e.model_copy(
+        update={
+            "figures": {**e.figures, "tolerant_accuracy": _figure(0.93, e.n), "macro_auroc": _figure(0.97, e.n)},
+            "per_class": tuple(c if c.code == "ART" else c.model_copy(update=further) for c in e.per_class),
+            "neighbours": (("NGB", "NGS"), ("BLA", "PMO")),
+            "published": "Somebody (2020), <b>Table 1</b>",
+            "costs": tuple(tuple(0.0 if i == j else 0.5 for j in size) for i in size),
+            "costs_source": "the tests",
+            "never_predicted": ("ART",),
+            "calibration": (_calibration(e, "none", 1.5), _calibration(e, "temperature", 1.05)),
+            "risk_coverage": tuple(
+                RiskPoint(threshold=1 - i / 50, coverage=i / 50, error=0.2 * (i / 50) ** 2) for i in range(1, 51)
+            ),
+            "operating_points": (reached, missed),
+            "conformal": (_conformal(e, "split"), _conformal(e, "class-conditional")),
+        }
+    )
+
+
 def _write_card(run: Path, split: Split, synthetic: bool) -> None:
     Card(
         name="ResNet-18 <b>bold</b>",
@@ -179,9 +244,11 @@ def _write_training(run: Path, data: Path, rows: list[SplitRow], synthetic: bool
 def make_run(tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
     """Give a function that makes a run folder with its data folder beside it."""
 
-    def make(n: int = 64, *, training: bool = True, synthetic: bool = True, side: int = 64, seed: int = 0) -> Path:
+    def make(
+        n: int = 64, *, training: bool = True, synthetic: bool = True, side: int = 64, further: bool = True
+    ) -> Path:
         root = tmp_path_factory.mktemp("report")
-        run, data, rng = root / "run", root / "data", np.random.default_rng(seed)
+        run, data, rng = root / "run", root / "data", np.random.default_rng(0)
         run.mkdir()
         colours = [tuple(int(v) for v in rng.integers(40, 190, 3)) for _ in CODES]
         paths = [*STRANGE, *(f"{CODES[i % len(CODES)]}/cell_{i:05d}.jpg" for i in range(n - len(STRANGE)))]
@@ -201,7 +268,8 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
             probs[i] = np.nan
         predictions = Predictions(tuple(paths), tuple(status), CODES, probs, tuple(truth))
         predictions.write(run / "predictions.csv")
-        _evaluation(predictions, run / "predictions.csv").write(run / "evaluation.json")
+        evaluation = _evaluation(predictions, run / "predictions.csv")
+        (_judged_further(evaluation) if further else evaluation).write(run / "evaluation.json")
         if training:
             rows = [SplitRow(p, t, "test") for p, t in zip(paths, truth, strict=True)]
             rows += [SplitRow(f"{c}/train_{i}.jpg", c, "train") for c in CODES for i in range(8 * n // len(CODES))]

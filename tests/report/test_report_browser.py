@@ -172,7 +172,7 @@ def test_a_missing_picture_says_so(open_page: Callable[..., Any]) -> None:
 def test_the_class_table_sorts(open_page: Callable[..., Any]) -> None:
     page = open_page(viewport=WIDE)
     head = page.locator("#class-table th", has_text="Recall")
-    values = "[...document.querySelectorAll('#class-table tbody tr')].map((r) => Number(r.cells[4].dataset.value))"
+    values = "[...document.querySelectorAll('#class-table tbody tr')].map((r) => Number(r.cells[1].dataset.value))"
     head.locator("button").click()
     assert head.get_attribute("aria-sort") == "descending"
     down = page.evaluate(values)

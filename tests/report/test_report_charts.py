@@ -86,6 +86,24 @@ def test_a_forest_row_without_a_value_has_no_mark() -> None:
     assert float(line.attrib["x1"]) < float(line.attrib["x2"])
 
 
+def test_a_reliability_chart_puts_a_calibrated_bin_on_the_diagonal() -> None:
+    some = Figure(value=0.5, low=0.25, high=0.75, n=10, method="Wilson")
+    none = Figure(value=None, low=None, high=None, n=0, method="none")
+    svg = _parse(charts.reliability_chart("k", "t", "d", [(0.5, some), (0.7, none)]))
+    (point,) = svg.findall("circle")
+    diagonal = next(x for x in svg.findall("line") if x.attrib["class"] == "best")
+    for axis, centre in (("x", "cx"), ("y", "cy")):
+        ends = [float(diagonal.attrib[f"{axis}{i}"]) for i in (1, 2)]
+        assert float(point.attrib[centre]) == pytest.approx(sum(ends) / 2, abs=0.1)
+
+
+def test_a_chart_of_shares_has_ticks_between_whole_numbers() -> None:
+    series = [Series("a", ((0.1, 0.0), (1.0, 0.2)))]
+    chart = charts.line_chart("k", "t", "d", series, x_label="share", whole=False)
+    assert ">0.4<" in chart
+    assert ">0.4<" not in charts.line_chart("k", "t", "d", series, x_label="share")
+
+
 def test_interval_bar_only_for_shares() -> None:
     assert charts.interval_bar(Figure(value=1.3, low=1.2, high=1.4, n=5, method="m")) == ""
     assert charts.interval_bar(Figure(value=None, low=None, high=None, n=5, method="m")) == ""

@@ -17,19 +17,11 @@ from marrowscope.report.content import Answer, choose, percent, shown
 from marrowscope.schema import NOT_A_MEDICAL_DEVICE, Evaluation, Predictions
 
 MakeRun = Callable[..., Path]
-SECTIONS = [
-    "headline",
-    "curves",
-    "matrix",
-    "classes",
-    "gallery",
-    "pairs",
-    "mistakes",
-    "failed",
-    "data",
-    "card",
-    "again",
-]
+SECTIONS = (
+    "headline curves matrix classes published calibration selective conformal gallery pairs mistakes failed data card "
+    "again"
+).split()
+FURTHER = {"published", "calibration", "selective", "conformal"}
 VOID = {"meta", "link", "img", "input", "br"}
 
 
@@ -132,6 +124,20 @@ def test_matrix_buttons_are_the_confusion(page: Page, run: Path) -> None:
     assert f": {e.confusion[i][j]} (" in str(first["aria-label"])
 
 
+def test_further_judgement_is_shown(page: Page, run: Path) -> None:
+    text = (run / "report.md").read_text(encoding="utf-8")
+    assert "Somebody (2020), <b>Table 1</b>" in page.words
+    assert "NGB–NGS, BLA–PMO" in page.words
+    assert "Source: the tests" in page.words
+    assert "Never predicted, so without a precision: artefact (ART)" in page.words
+    assert "none reaches it" in page.words
+    for figure in ("0.050 (", "1.700 (1.500–1.900)"):
+        assert figure in page.words
+        assert figure in text
+    for heading in ("Beside published figures", "Calibration", "Selective answers", "Prediction sets"):
+        assert f"## {heading}\n" in text
+
+
 def test_classes_stand_in_clinical_order(page: Page) -> None:
     assert page.payload["codes"] == ["BLA", "PMO", "MYB", "NGB", "NGS", "EBO", "LYT", "ART"]
 
@@ -186,8 +192,7 @@ def test_nothing_comes_from_the_network(page: Page, html: str) -> None:
 def test_pictures_have_alternatives_and_charts_titles(page: Page) -> None:
     assert all(a.get("alt") is not None for a in page.all("img"))
     charts = [a for a in page.all("svg") if a.get("class") == "chart"]
-    assert len(charts) == 3
-    assert len(page.all("desc")) == 3
+    assert len(charts) == len(page.all("desc")) == 6
 
 
 def test_failed_files_are_counted_and_named(page: Page) -> None:
@@ -215,7 +220,7 @@ def test_markdown_holds_the_same_figures(run: Path, html: str) -> None:
     for f in e.figures.values():
         assert f"| {f} |" in text
     for c in e.per_class:
-        assert f"| {c.precision} | {c.recall} | {c.f1} |" in text
+        assert f"| {c.recall} | {c.precision} | {c.f1} |" in text
     assert "<script>" not in text.replace("    [model]", "").split("## Settings")[0]
     widths = {
         line.count(" | ") for line in text.split("## Confusion matrix")[1].split("##")[0].splitlines() if "|" in line
@@ -224,8 +229,8 @@ def test_markdown_holds_the_same_figures(run: Path, html: str) -> None:
 
 
 def test_an_evaluation_alone_makes_a_report(make_run: MakeRun) -> None:
-    page = Page(write_report(make_run(24, training=False)).read_text(encoding="utf-8"))
-    assert [a["id"] for a in page.all("section")] == [s for s in SECTIONS if s not in {"curves", "card"}]
+    page = Page(write_report(make_run(24, training=False, further=False)).read_text(encoding="utf-8"))
+    assert [a["id"] for a in page.all("section")] == [s for s in SECTIONS if s not in {"curves", "card", *FURTHER}]
     assert "21 of 21 pictures could not be shown" in page.words
     assert "data folder not known" in page.words
     assert "neither split.csv nor card.json" in page.words

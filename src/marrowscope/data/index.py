@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from PIL import Image
 
 from marrowscope.cells import BY_CODE
+from marrowscope.data._journal import Journal
+from marrowscope.data.classmap import DROP, ClassMap
 from marrowscope.data.sources import Source, label_of, open_source
 from marrowscope.errors import DataError, ImageError
 from marrowscope.images import FORMATS, decode
@@ -22,87 +26,128 @@ from marrowscope.schema import OK, IndexRow
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 
+T = TypeVar("T")
+
 _CHUNK = 32
 
 
 def build_index(
     data: Path,
     *,
+    classes: ClassMap | None = None,
     jobs: int | None = None,
     progress: Progress | None = None,
     note: Callable[[str], None] | None = None,
+    journal: Path | None = None,
 ) -> list[IndexRow]:
-    """Index a collection: any depth of folders, where the folder nearest to a picture that has a class code labels it.
+    """Index a collection: a folder tree of any depth, a .zip or .tar of one, or Parquet files.
 
-    Every picture is read and decoded in full, so that a truncated one is found here; it gets a row whose status says
-    why it can't be used. Files are pictures by their suffix (`images.SUFFIXES`); hidden files and those that operating
-    systems leave behind are passed over, and so are all others, but these are told to `note`.
+    The folder nearest to a picture that has a class code (or an entry in the class map) labels it. Every picture is
+    read and decoded in full, so that a truncated one is found here; it gets a row whose status says why it can't be
+    used. Files are pictures by their suffix (`images.SUFFIXES`); hidden files and those that operating systems leave
+    behind are passed over, and so are all others, but these are told to `note`.
 
     Args:
-        data: Folder that holds the class folders.
+        data: As for `sources.open_source`.
+        classes: How other names of classes map to codes; rows that it labels say so in `original`.
         jobs: Threads; all processors by default.
         progress: Called with (files done, files in all) from the calling thread.
         note: Called with a sentence on what was passed over.
+        journal: File that takes every row as soon as it is known. Rows that it holds of unchanged files are not made
+            again, so that work which was stopped goes on there. Delete it when the index is written.
 
     Returns:
         Rows in path order, whatever `jobs` is.
 
     Raises:
-        DataError: `data` is no folder, holds no picture, or holds a picture in a folder that is no class.
+        DataError: `data` can't be read, holds no picture, or holds a picture of an unknown class.
+        OutputError: The journal can't be written.
     """
     source = open_source(Path(data))
     if not source.names:
         raise DataError(_nothing(source))
-    labels = _labels(source)
+    labels = _labels(source, classes, note)
     if note is not None and source.ignored:
         note(_passed_over(source))
-    chunks = [source.names[i : i + _CHUNK] for i in range(0, len(source.names), _CHUNK)]
+    names = sorted(labels)
+    kept = Journal(journal) if journal is not None else None
 
-    def work(chunk: list[str]) -> list[IndexRow]:
-        return [_row(source, name, labels[name]) for name in chunk]
+    def work(chunk: list[str]) -> list[tuple[str, IndexRow]]:
+        return [_row(source, name, *labels[name], kept) for name in chunk]
 
     rows: list[IndexRow] = []
-    # Pillow's decoders release the interpreter lock, so threads keep all processors busy and need no second process.
+    with contextlib.ExitStack() as stack:
+        if kept is not None:
+            stack.enter_context(kept)
+        for done in in_threads(work, names, jobs):
+            rows += [row for _, row in done]
+            if kept is not None:
+                kept.add(done)
+            if progress is not None:
+                progress(len(rows), len(names))
+    return rows
+
+
+def in_threads(work: Callable[[list[str]], T], names: Sequence[str], jobs: int | None) -> Iterator[T]:
+    """What `work` makes of chunks of `names`, in order.
+
+    Pillow's decoders release the interpreter lock, so threads keep all processors busy and need no second process.
+    """
+    chunks = [list(names[i : i + _CHUNK]) for i in range(0, len(names), _CHUNK)]
     # Filters of warnings are common to all threads; set once here, no thread can bring them back too early.
     with warnings.catch_warnings(), ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
         warnings.simplefilter("ignore")
         try:
-            for done in pool.map(work, chunks):
-                rows += done
-                if progress is not None:
-                    progress(len(rows), len(source.names))
+            yield from pool.map(work, chunks)
         except BaseException:  # Ctrl-C, or an error of ours: don't read the rest first
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return rows
 
 
-def _labels(source: Source) -> dict[str, str]:
-    labels: dict[str, str] = {}
+def _labels(source: Source, classes: ClassMap | None, note: Callable[[str], None] | None) -> dict[str, tuple[str, str]]:
+    """Of each picture: class code, and the entry of the class map that gave it (empty where none did)."""
+    labels: dict[str, tuple[str, str]] = {}
     unknown: Counter[str] = Counter()
+    dropped: Counter[str] = Counter()
     for name in source.names:
-        label = label_of(name)
-        if label is None:
-            unknown[name.rpartition("/")[0]] += 1
+        own = source.label(name)
+        mapped = classes.find(name if own is None else own) if classes is not None else None
+        code = label_of(name) if own is None else (own if own in BY_CODE else None)
+        if mapped is not None:
+            code = mapped[0]
+        if code == DROP:
+            dropped[mapped[1] if mapped else ""] += 1
+        elif code is None:
+            unknown[name.rpartition("/")[0] if own is None else own] += 1
         else:
-            labels[name] = label
+            labels[name] = (code, mapped[1] if mapped else "")
     if unknown:
-        raise DataError(_unknown_folders(source, unknown))
+        raise DataError(_unknown_classes(source, unknown))
+    if not labels:
+        raise DataError(f"The class map drops all {dropped.total()} pictures of {source.where}.")
+    if note is not None and dropped:
+        what = ", ".join(f"{pattern} {n}" for pattern, n in sorted(dropped.items()))
+        note(f"{dropped.total()} pictures were dropped by the class map ({what}).")
     return labels
 
 
-def _row(source: Source, name: str, label: str) -> IndexRow:
+def _row(source: Source, name: str, label: str, original: str, kept: Journal | None) -> tuple[str, IndexRow]:
+    """The stamp and the row of one picture."""
+    stamp = "" if kept is None else source.stamp(name)
+    known = kept.find(name, stamp) if kept is not None and stamp else None
+    if known is not None:  # its class may have another name by now
+        return stamp, known._replace(label=label, original=original)
     try:
         data = source.read(name)
     except ImageError as e:
-        return IndexRow(name, label, 0, 0, source.size(name), "", str(e))
+        return stamp, IndexRow(name, label, 0, 0, source.size(name), "", str(e), original=original)
     digest = hashlib.sha256(data).hexdigest()
     status = OK
     try:
         decode(data)
     except ImageError as e:
         status = str(e)
-    return IndexRow(name, label, *_header_size(data), len(data), digest, status)
+    return stamp, IndexRow(name, label, *_header_size(data), len(data), digest, status, original=original)
 
 
 def _header_size(data: bytes) -> tuple[int, int]:
@@ -136,23 +181,29 @@ def _nothing(source: Source) -> str:
     )
 
 
-def _unknown_folders(source: Source, unknown: Counter[str]) -> str:
-    folders = sorted(unknown)
+def _unknown_classes(source: Source, unknown: Counter[str]) -> str:
+    names = sorted(unknown)
     images = unknown.total()
     allowed = " ".join(sorted(BY_CODE))
+    if source.label(source.names[0]) is not None:
+        return (
+            f"Unknown class label in {source.where}: {_some(names, len(names))} ({images} pictures). "
+            f"Known are {allowed}. Give a class map that names a code for each."
+        )
     inside = [part for part in Path(source.where).resolve().parts if part in BY_CODE]
     if inside and len(unknown) == len({n.rpartition("/")[0] for n in source.names}):
         return (
             f"{source.where} lies within the class folder {inside[-1]!r} and holds no class folders of its own. "
             "Give the folder above the class folders."
         )
-    if folders == [""]:
+    if names == [""]:
         return (
             f"{images} pictures lie directly in {source.where}, in no class folder. Move each into a folder named by "
-            f"its class code: {allowed}."
+            f"its class code ({allowed}), or give a class map."
         )
-    named = _some((f or "." for f in folders), len(folders))
+    named = _some((f or "." for f in names), len(names))
     return (
         f"Unknown class folder in {source.where}: {named} ({images} pictures). A picture's class is the nearest folder "
-        f"above it that is named by a class code: {allowed}. Rename the folder, or move it out of the data."
+        f"above it that is named by a class code: {allowed}. Rename the folder, move it out of the data, or give a "
+        "class map that names a code for it."
     )

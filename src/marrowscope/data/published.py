@@ -48,8 +48,8 @@ def import_split(
 
     A listed path stands for the image of the index that has this path or, where folders differ, for the only one with
     which it shares its last names: ``data/BLA/BLA_00001.jpg`` or ``BLA_00001.jpg`` is ``BLA/0001-1000/BLA_00001.jpg``
-    if no other image is called so. A folder of another class never fits. The split is taken as it is: identical files in different parts are told in its
-    `notes`, and not mended.
+    if no other image is called so. A folder of another class never fits. The split is taken as it is: identical files
+    in different parts are told in its `notes`, and not mended.
 
     Args:
         index: The images.

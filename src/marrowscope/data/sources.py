@@ -69,6 +69,14 @@ class Source(ABC):
     def has(self, name: str) -> bool:
         """Whether there is such a file."""
 
+    def label(self, name: str) -> str | None:
+        """What the collection itself says of a picture's class, where that is not in its name."""
+        return None
+
+    @abstractmethod
+    def stamp(self, name: str) -> str:
+        """What changes when the file does: size and time of change; empty where they can't be told."""
+
     @abstractmethod
     def size(self, name: str) -> int:
         """Size of one file in bytes, 0 where it can't be told."""
@@ -95,11 +103,40 @@ class FolderSource(Source):
         except (OSError, ValueError):
             return False
 
+    def stamp(self, name: str) -> str:
+        try:
+            status = (self.root / name).stat()
+        except OSError:
+            return ""
+        return f"{status.st_size}:{status.st_mtime_ns}"
+
     def size(self, name: str) -> int:
         try:
             return (self.root / name).stat().st_size
         except OSError:
             return 0
+
+    def parquet_files(self) -> list[Path]:
+        """Parquet files at the top, or in a folder ``data`` there, as data hubs lay them out.
+
+        Raises:
+            DataError: Class folders or pictures lie beside them.
+        """
+        for folder in (self.root, self.root / "data"):
+            try:
+                entries = [e for e in folder.iterdir() if not is_junk(e.name)]
+            except OSError:
+                continue
+            tables = [e for e in entries if e.suffix.lower() == ".parquet"]
+            beside = [e.name for e in entries if e.name in BY_CODE or is_image_name(e.name)]
+            if tables and beside:
+                raise DataError(
+                    f"{folder} holds Parquet files and also pictures or class folders ({beside[0]!r}); "
+                    "give one of them."
+                )
+            if tables:
+                return tables
+        return []
 
     def _walk(self) -> list[str]:
         """Relative names of all pictures below the root."""
@@ -140,17 +177,37 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def open_source(data: Path) -> Source:
-    """Open what the user gave as DATA.
+    """Open what the user gave as DATA: a folder of pictures or of Parquet files, a .zip, a .tar or a .parquet file.
 
     Raises:
-        DataError: It doesn't exist, is of an unknown kind, or can't be listed.
+        DataError: It doesn't exist, or is of an unknown kind.
+        MissingExtraError: Parquet files are given, and pyarrow is not installed.
     """
+    # Here, for these modules build on this one.
+    from marrowscope.data.archives import TarSource, ZipSource
+    from marrowscope.data.parquet import ParquetSource
+
+    data = Path(data)
     try:
-        mode = Path(data).stat().st_mode
+        mode = data.stat().st_mode
     except OSError as e:
-        raise DataError(f"Can't open the data folder {data}: {e.strerror or e}. Give a folder that exists.") from None
+        raise DataError(
+            f"Can't open the data {data}: {e.strerror or e}. Give a folder or archive that exists."
+        ) from None
     except ValueError as e:
-        raise DataError(f"Can't open the data folder {str(data)!r}: {e}.") from None
-    if not stat.S_ISDIR(mode):
-        raise DataError(f"{data} is a file, not a folder. Give the folder that holds one folder per class.")
-    return FolderSource(Path(data))
+        raise DataError(f"Can't open the data {str(data)!r}: {e}.") from None
+    if stat.S_ISDIR(mode):
+        folder = FolderSource(data)
+        tables = folder.parquet_files()
+        return ParquetSource(data, tables) if tables else folder
+    suffix = data.suffix.lower()
+    if suffix == ".zip":
+        return ZipSource(data)
+    if suffix in {".tar", ".tgz", ".tbz", ".tbz2", ".txz"} or data.stem.lower().endswith(".tar"):
+        return TarSource(data)
+    if suffix == ".parquet":
+        return ParquetSource(data, [data])
+    raise DataError(
+        f"{data} is a file, not a folder. Give the folder that holds one folder per class, or a .zip, .tar or .parquet "
+        "file."
+    )

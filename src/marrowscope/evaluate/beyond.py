@@ -112,13 +112,5 @@ def cost_figures(case: Case, costs_CC: Floats | None, bootstrap: Bootstrap) -> d
     out["line_accuracy"] = proportion(same[case.truth_N, case.predicted_N], case.group_N)
     steps_N = steps[case.truth_N, case.predicted_N]
     known = ~np.isnan(steps_N)
-    staged = Case(
-        case.codes, case.truth_N[known], case.predicted_N[known], case.probs_NC[known], _renumber(case, known)
-    )
-    out["maturation_error"] = bootstrap.mean(steps_N[known], staged, float(np.nan_to_num(steps).max()))
+    out["maturation_error"] = bootstrap.mean(steps_N[known], case.only(known), float(np.nan_to_num(steps).max()))
     return out
-
-
-def _renumber(case: Case, keep_N: Bools) -> metrics.Integers:
-    """Group numbers of some images, without gaps."""
-    return np.unique(case.group_N[keep_N], return_inverse=True)[1].astype(np.int64)

@@ -49,6 +49,11 @@ class Case:
         """Whether each answer is right."""
         return np.asarray(self.truth_N == self.predicted_N)
 
+    def only(self, keep_N: Bools) -> Case:
+        """The images where `keep_N` is True, groups numbered anew."""
+        group_N = np.unique(self.group_N[keep_N], return_inverse=True)[1].astype(np.int64)
+        return Case(self.codes, self.truth_N[keep_N], self.predicted_N[keep_N], self.probs_NC[keep_N], group_N)
+
 
 def make_case(predictions: Predictions, groups: Sequence[str] | None, where: str) -> Case:
     """Take the images that have an answer, sorted by path (so the bootstrap's draws don't depend on the file's order).

@@ -56,7 +56,7 @@ def default_cost(truth: str, predicted: str) -> float:
         return LINE
     # Two classes of one line and stage, or of a line without stages (an abnormal eosinophil), differ by one step.
     stages = 1 if t.maturation is None or p.maturation is None else max(1, abs(t.maturation - p.maturation))
-    return STEP * stages
+    return round(STEP * stages, 6)
 
 
 def default_costs(codes: Sequence[str]) -> Floats:
@@ -69,7 +69,7 @@ def write_costs(path: Path, codes: Sequence[str], costs_CC: Floats) -> None:
     with atomic_open(path) as f:
         out = csv.writer(f, lineterminator="\n")
         out.writerow(["truth", *codes])
-        out.writerows([code, *(f"{v:g}" for v in row)] for code, row in zip(codes, costs_CC, strict=True))
+        out.writerows([code, *(f"{v:.10g}" for v in row)] for code, row in zip(codes, costs_CC, strict=True))
 
 
 def read_costs(path: Path, codes: Sequence[str]) -> Floats:

@@ -109,5 +109,5 @@ def overall_figures(
             continue
         bounds = partial(wilson_bounds, name, per_class, keep, out["accuracy"], counts_CC)
         out[name] = bootstrap.figure(value, draws[name], rests_on, case, bounds)
-    out["log_loss"] = bootstrap.mean(losses_N, case)
+    out["log_loss"] = bootstrap.mean(losses_N, case, metrics.WORST_LOG_LOSS)
     return out

@@ -15,12 +15,18 @@ names those classes.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
+LEAST_PROBABILITY = float(np.finfo(np.float64).eps)
+"""A probability below this counts as this, so that one answer can't make the log loss infinite; as in scikit-learn."""
+WORST_LOG_LOSS = -math.log(LEAST_PROBABILITY)
+
 Counts = npt.NDArray[np.int64] | npt.NDArray[np.float64]
 
 
@@ -130,4 +136,4 @@ def top_k_hits(truth_N: Integers, probs_NC: Floats, k: int) -> Bools:
 def log_losses(truth_N: Integers, probs_NC: Floats) -> Floats:
     """-ln of the truth's probability, (N,), 0 upward; a probability below 2.2e-16 counts as that."""
     own = probs_NC[np.arange(len(truth_N)), truth_N]
-    return np.asarray(-np.log(np.clip(own, np.finfo(np.float64).eps, 1.0)))
+    return np.asarray(-np.log(np.clip(own, LEAST_PROBABILITY, 1.0)))

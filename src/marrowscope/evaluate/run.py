@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from marrowscope import __version__
 from marrowscope.cells import BY_CODE
+from marrowscope.errors import FileFormatError
 from marrowscope.evaluate.beyond import cost_figures, ranking_figures, tolerant_figures
 from marrowscope.evaluate.case import make_case
 from marrowscope.evaluate.costs import DEFAULT_SOURCE, default_costs, read_costs
@@ -17,6 +19,7 @@ from marrowscope.evaluate.figures import Bootstrap
 from marrowscope.evaluate.headline import class_figures, overall_figures
 from marrowscope.evaluate.metrics import Floats
 from marrowscope.evaluate.tolerant import PUBLISHED, PUBLISHED_SOURCE, neighbour_pairs
+from marrowscope.evaluate.trust import calibrations, conformal_sets, operating_points, risk_points, selective_figures
 from marrowscope.files import sha256_file
 from marrowscope.schema import OK, Evaluation, Predictions
 
@@ -36,6 +39,7 @@ def evaluate_predictions(
     draws: int = DRAWS,
     macro_minimum: int = MACRO_MINIMUM,
     costs: Path | None = None,
+    validation: Predictions | None = None,
 ) -> Evaluation:
     """Judge predictions by their truth.
 
@@ -52,6 +56,8 @@ def evaluate_predictions(
         macro_minimum: Macro figures leave out classes of fewer images, and the result names them.
         costs: A CSV of what errors cost (`costs.read_costs`); None: the default along lineage and maturation, where
             the codes are those of the collection.
+        validation: Predictions of the same model, with truth, for images that it was neither trained nor is judged
+            on: scalings, thresholds and conformal sets are fitted there. None: these are left out.
 
     Raises:
         FileFormatError: No truth, or truths that the class columns don't know; costs that are not a table of them.
@@ -62,6 +68,7 @@ def evaluate_predictions(
             f"draws must be at least 1 and macro_minimum at least 0; they are {draws} and {macro_minimum}."
         )
     case = make_case(predictions, groups, source or "The table of predictions")
+    held = None if validation is None else make_case(_ordered(validation, case.codes), None, "The validation table")
     counts_CC = case.counts_CC
     support, called = counts_CC.sum(1), counts_CC.sum(0)
     keep = np.asarray(support >= max(1, macro_minimum))
@@ -72,6 +79,7 @@ def evaluate_predictions(
     per_class, tolerant = tolerant_figures(case, per_class)
     costs_CC, costs_source = _costs(case.codes, costs)
     figures |= ranking | tolerant | cost_figures(case, costs_CC, bootstrap)
+    figures |= selective_figures(case, bootstrap)
     return Evaluation(
         program=f"marrowscope {__version__}",
         predictions=source,
@@ -91,7 +99,22 @@ def evaluate_predictions(
         published=PUBLISHED_SOURCE if set(case.codes) & PUBLISHED.keys() else None,
         costs=() if costs_CC is None else tuple(tuple(float(v) for v in row) for row in costs_CC),
         costs_source=costs_source,
+        calibration=calibrations(case, held, bootstrap),
+        risk_coverage=risk_points(case),
+        operating_points=operating_points(case, held, figures),
+        conformal=conformal_sets(case, held, bootstrap),
     )
+
+
+def _ordered(predictions: Predictions, codes: tuple[str, ...]) -> Predictions:
+    """The same predictions with their class columns in this order."""
+    if set(predictions.codes) != set(codes):
+        raise FileFormatError(
+            f"The validation table has the class columns {' '.join(predictions.codes)}, and the table that is judged "
+            f"{' '.join(codes)}; they must come from one model."
+        )
+    order = [predictions.codes.index(c) for c in codes]
+    return replace(predictions, codes=codes, probs_NC=predictions.probs_NC[:, order])
 
 
 def _costs(codes: Sequence[str], path: Path | None) -> tuple[Floats | None, str | None]:
@@ -111,6 +134,7 @@ def evaluate_csv(
     draws: int = DRAWS,
     macro_minimum: int = MACRO_MINIMUM,
     costs: Path | None = None,
+    validation: Predictions | None = None,
 ) -> Evaluation:
     """Judge a predictions.csv that has a column `truth`, of this program or of another; arguments as above.
 
@@ -129,4 +153,5 @@ def evaluate_csv(
         draws=draws,
         macro_minimum=macro_minimum,
         costs=costs,
+        validation=validation,
     )

@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from marrowscope.errors import MissingExtraError, OutputError
 from marrowscope.files import UNDECODABLE, UTF8, atomic_open, atomic_path
@@ -53,13 +53,13 @@ class Journal:
         self.path = self.output.with_name(self.output.name + ".partial")
         self.header = list(header)
         self._finish = _finisher(self.output)
+        self._end, self._empty = 0, True
         self._first = (json.dumps({"format": "marrowscope partial 1", "identity": identity}) + "\n").encode()
         with self._explained():
             if self.output.is_dir():
                 raise OutputError(f"Can't write {self.output}: it is a folder. Give a file name.")
             self.output.parent.mkdir(parents=True, exist_ok=True)
             self._file = _locked(self.path)
-        self._end, self._empty = 0, True
         try:
             with self._explained():
                 if not (resume and self._recover()):
@@ -68,7 +68,7 @@ class Journal:
             self._file.close()
             raise
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -151,8 +151,10 @@ class Journal:
         try:
             yield
         except OSError as e:
+            kept = "" if self._empty else f" The rows so far are in {self.path}; go on from them with --resume."
             raise OutputError(
-                f"Can't write {self.output}: {e.strerror or e}. Choose a folder that can be written and has free space."
+                f"Can't write {self.output}: {e.strerror or e}. Choose a folder that can be written and has free "
+                f"space.{kept}"
             ) from e
 
 

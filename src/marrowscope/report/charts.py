@@ -100,12 +100,14 @@ def line_chart(
     x_label: str,
     y_range: tuple[float, float] | None = None,
     mark: tuple[float, str] | None = None,
+    whole: bool = True,
 ) -> Markup:
-    """Curves over epochs.
+    """Curves over epochs, or over shares.
 
     Args:
         key: Prefix of the ids, unique in the page.
         series: At most two.
+        whole: The x axis counts whole things, so that no tick stands between two.
         y_range: Fixed axis; else from 0 or the lowest value to the highest.
         mark: A place on the x axis and what it is (the best epoch).
     """
@@ -127,7 +129,7 @@ def line_chart(
         y = place((x_low, v))[1]
         parts += [_line(left, y, width - right, y, "grid"), _text(left - 7, y + 4, _plain(v), anchor="end")]
     for v in ticks(x_low, x_high, 8):
-        if v == int(v):
+        if not whole or v == int(v):
             x = place((v, y_low))[0]
             parts.append(_text(x, height - bottom + 18, _plain(v), anchor="middle"))
     parts.append(_line(left, height - bottom, width - right, height - bottom, "axis"))
@@ -155,6 +157,29 @@ def _curve(points: Sequence[Point], series: int) -> list[Markup]:
     )
     every = max(1, math.ceil(len(points) / 15))
     return [line, *(_marker(x, y, series) for x, y in points[::every])]
+
+
+def reliability_chart(key: str, title: str, description: str, bins: Sequence[tuple[float, Figure]]) -> Markup:
+    """Accuracy with its interval over mean confidence; on the diagonal a probability is what it says."""
+    width, height, left, right, top, bottom = 340, 330, 42, 12, 10, 44
+
+    def place(p: Point) -> Point:
+        return left + p[0] * (width - left - right), top + (1 - p[1]) * (height - top - bottom)
+
+    parts = []
+    for v in ticks(0, 1):
+        (x, y0), (x0, y) = place((v, 0)), place((0, v))
+        parts += [_line(x0, y, width - right, y, "grid"), _text(left - 7, y + 4, _plain(v), anchor="end")]
+        parts.append(_text(x, y0 + 18, _plain(v), anchor="middle"))
+    parts += [_line(*place((0, 0)), *place((1, 1)), "best"), _line(*place((0, 0)), *place((1, 0)), "axis")]
+    parts.append(_text((left + width - right) / 2, height - 8, "mean confidence", anchor="middle", kind="label"))
+    for confidence, accuracy in bins:
+        if accuracy.value is None:
+            continue
+        if accuracy.low is not None and accuracy.high is not None:
+            parts.append(_line(*place((confidence, accuracy.low)), *place((confidence, accuracy.high)), "interval s0"))
+        parts.append(_marker(*place((confidence, accuracy.value)), 0))
+    return _svg(key, title, description, (width, height), parts)
 
 
 def forest_chart(key: str, title: str, description: str, measures: Sequence[str], rows: Sequence[ForestRow]) -> Markup:

@@ -36,8 +36,25 @@ LABELS: dict[str, tuple[str, str]] = {
     "cohen_kappa": ("Cohen's kappa", "agreement beyond chance"),
     "matthews": ("Matthews correlation", "−1 to 1; 0 is chance"),
     "log_loss": ("Log loss", "lower is better"),
+    "macro_auroc": ("Macro AUROC", "one class against the rest, mean over classes"),
+    "macro_average_precision": ("Macro average precision", "one class against the rest, mean over classes"),
+    "tolerant_accuracy": ("Tolerant accuracy", "a neighbouring class counts as right"),
+    "cost_error": ("Mean cost of an answer", "0 is right, lower is better"),
+    "line_accuracy": ("Right cell line", "share of answers in the right lineage"),
+    "maturation_error": ("Stages off", "mean steps of maturation in the right line; lower is better"),
+    "expected_calibration_error": ("Expected calibration error", "lower is better"),
+    "classwise_calibration_error": ("Class-wise calibration error", "lower is better"),
+    "brier_loss": ("Brier loss", "lower is better"),
 }
-HEADLINE = ("accuracy", "balanced_accuracy", "macro_f1", "top2_accuracy", "cohen_kappa", "matthews")
+HEADLINE = (
+    "accuracy", "tolerant_accuracy", "balanced_accuracy", "macro_f1", "top2_accuracy", "cohen_kappa", "macro_auroc",
+    "matthews",
+)  # fmt: skip
+"""The first `HEADLINE_CARDS` of these that the evaluation has stand large."""
+
+HEADLINE_CARDS = 6
+
+SCALINGS = {"none": "as predicted", "temperature": "temperature scaling", "vector": "vector scaling"}
 
 
 def shown(text: str) -> str:
@@ -213,6 +230,16 @@ class Content:
         return best, support[best] / total
 
     @property
+    def published(self) -> tuple[ClassRow, ...]:
+        """Classes that somebody published figures of."""
+        return tuple(r for r in self.classes if r.figures.published is not None)
+
+    @property
+    def ranked(self) -> bool:
+        """Whether the classes have AUROC and average precision."""
+        return any(r.figures.auroc is not None for r in self.classes)
+
+    @property
     def missing_reasons(self) -> dict[str, int]:
         """How many pictures of the gallery are missing, by reason."""
         out: dict[str, int] = {}
@@ -282,7 +309,7 @@ def build(
         data=data,
         answers=answers,
         in_gallery=in_gallery,
-        headline=tuple(by_key[k] for k in HEADLINE if k in by_key),
+        headline=tuple([by_key[k] for k in HEADLINE if k in by_key][:HEADLINE_CARDS]),
         figures=figures,
         classes=_classes(run),
         matrix=matrix,

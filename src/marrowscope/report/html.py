@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from marrowscope.report import charts
 from marrowscope.report.charts import ForestRow, Series
-from marrowscope.report.content import Answer, Content, class_name, label, percent, shown
+from marrowscope.report.content import SCALINGS, Answer, Content, class_name, label, percent, shown
 from marrowscope.schema import NOT_A_MEDICAL_DEVICE, PARTS
 
 PICTURE = "data:image/jpeg;base64,"
@@ -57,6 +57,9 @@ def render_html(content: Content) -> str:
             payload=payload(content),
             curves=learning_curves(content),
             forest=forest(content),
+            reliability=reliability(content),
+            risk=risk_coverage(content),
+            scalings=SCALINGS,
             bar=charts.interval_bar,
             picture=lambda a: picture(content, a),
         )
@@ -124,3 +127,29 @@ def forest(content: Content) -> Markup:
         text += f" Recall is lowest for {low.name} ({low.figures.recall}), highest for {high.name}"
         text += f" ({high.figures.recall})."
     return charts.forest_chart("forest", "Recall and precision by class", text, ("recall", "precision"), rows)
+
+
+def reliability(content: Content) -> list[Markup]:
+    """One reliability diagram a scaling."""
+    out = []
+    for i, c in enumerate(content.run.evaluation.calibration):
+        error = c.figures.get("expected_calibration_error")
+        text = f"Accuracy by confidence in {len(c.bins)} bins, {SCALINGS[c.scaling]}; the table below has the numbers."
+        text += f" Expected calibration error {error}." if error else ""
+        bins = [(b.confidence, b.accuracy) for b in c.bins]
+        out.append(charts.reliability_chart(f"reliability-{i}", f"Reliability, {SCALINGS[c.scaling]}", text, bins))
+    return out
+
+
+def risk_coverage(content: Content) -> Markup | None:
+    """Share of errors among the answers, over the share of cells answered."""
+    points = tuple((p.coverage, p.error) for p in content.run.evaluation.risk_coverage)
+    if not points:
+        return None
+    best, whole = min(points), max(points)
+    text = (
+        f"Answering the surest {percent(best[0])} of cells, {percent(best[1])} of the answers are wrong; "
+        f"answering {percent(whole[0])}, {percent(whole[1])}."
+    )
+    series = [Series("errors among the answers", tuple(sorted(points)))]
+    return charts.line_chart("risk", "Errors by coverage", text, series, x_label="share of cells answered", whole=False)

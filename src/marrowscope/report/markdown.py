@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from marrowscope.report.content import Answer, Content, class_name, percent, shown
+from marrowscope.report.content import SCALINGS, Answer, Content, class_name, label, percent, shown
 from marrowscope.schema import NOT_A_MEDICAL_DEVICE, PARTS, Card
 
 
@@ -31,6 +31,10 @@ def render_markdown(content: Content) -> str:
         _curves(content),
         _classes(content),
         _matrix(content),
+        _published(content),
+        _calibration(content),
+        _selective(content),
+        _conformal(content),
         _errors(content),
         _failed(content),
         _data(content),
@@ -77,10 +81,10 @@ def _curves(content: Content) -> list[str]:
 
 def _classes(content: Content) -> list[str]:
     rows = [
-        (r.code, r.name, r.figures.support, r.figures.predicted, r.figures.precision, r.figures.recall, r.figures.f1)
+        (r.code, r.name, r.figures.support, r.figures.predicted, r.figures.recall, r.figures.precision, r.figures.f1)
         for r in content.classes
     ]
-    head = ("code", "class", "cells", "predicted", "precision", "recall", "F1")
+    head = ("code", "class", "cells", "predicted", "recall", "precision", "F1")
     return ["## Classes", "", *table(head, rows)]
 
 
@@ -97,6 +101,59 @@ def _matrix(content: Content) -> list[str]:
         "",
         *table(head, shares),
     ]
+
+
+def _published(content: Content) -> list[str]:
+    if not content.published:
+        return []
+    rows = []
+    for r in content.published:
+        f, p = r.figures, r.figures.published
+        assert p is not None
+        strict = (f.precision, p.precision, f.recall, p.recall)
+        tolerant = (f.tolerant_precision or "–", p.tolerant_precision, f.tolerant_recall or "–", p.tolerant_recall)
+        rows.append((r.code, *strict, *tolerant, f.support, p.n))
+    names = ("precision", "recall", "tolerant precision", "tolerant recall", "images")
+    head = ("class", *(x for name in names for x in (f"{name} here", "published")))
+    source = content.run.evaluation.published
+    lines = ["## Beside published figures", "", *table(head, rows)]
+    return [*lines, f"Source: {plain(source)}", ""] if source else lines
+
+
+def _calibration(content: Content) -> list[str]:
+    every = content.run.evaluation.calibration
+    if not every:
+        return []
+    head = ("figure", *(SCALINGS[k.scaling] for k in every))
+    rows = [(label(name), *(k.figures.get(name, "–") for k in every)) for name in every[0].figures]
+    rows.append(("Calibration error by chance alone", *(k.by_chance for k in every)))
+    lines = ["## Calibration", "", *table(head, rows)]
+    for k in every:
+        bins = [(f"{b.low:.3f}–{b.high:.3f}", f"{b.confidence:.3f}", b.accuracy, b.accuracy.n) for b in k.bins]
+        lines += [f"Bins, {SCALINGS[k.scaling]}:", ""]
+        lines += table(("confidence", "mean", "accuracy", "cells"), bins)
+    return lines
+
+
+def _selective(content: Content) -> list[str]:
+    points = content.run.evaluation.operating_points
+    if not points:
+        return []
+    rows = [
+        (percent(o.target), "–" if o.threshold is None else f"{o.threshold:.3f}", o.coverage, o.accuracy, o.chosen_on)
+        for o in points
+    ]
+    head = ("wanted accuracy", "least confidence", "cells answered", "accuracy of the answers", "chosen on")
+    return ["## Selective answers", "", *table(head, rows)]
+
+
+def _conformal(content: Content) -> list[str]:
+    sets = content.run.evaluation.conformal
+    if not sets:
+        return []
+    rows = [(k.method, percent(1 - k.alpha), k.coverage, k.size, k.single, k.empty, k.calibrated_on) for k in sets]
+    head = ("method", "aimed at", "coverage", "classes in a set", "sets of one", "empty sets", "calibrated on")
+    return ["## Prediction sets", "", *table(head, rows)]
 
 
 def _errors(content: Content) -> list[str]:

@@ -108,10 +108,11 @@ def train(
         learner = _make_learner(fabric, recipe, data, the_split, reporter)
         progress = _start_or_resume(learner, recipe, out)
         with reporter.training(recipe) as report:
-            while not progress.finished and not stop:
-                progress = _advance(learner, progress, out, stop, report)
-                if progress.step_in_epoch == 0 and fabric.global_rank == 0:
-                    _write_card(learner, recipe, data, out, the_split, progress)
+            place = _Place(recipe, data, out, the_split)
+            while not progress.finished:
+                progress = _advance(learner, progress, place, stop, report)
+                if _agreed(fabric, bool(stop)):
+                    break
     reason = None if progress.finished else f"stopped by {stop.reason}"
     score = progress.best_score
     if score is not None and recipe.engine.monitor == "val_loss":
@@ -264,29 +265,42 @@ def _save(learner: Learner, progress: Progress, out: Path) -> Progress:
     return progress
 
 
-def _advance(learner: Learner, progress: Progress, out: Path, stop: StopWish, report: TrainingReport) -> Progress:
+@dataclass(frozen=True)
+class _Place:
+    """What a run works on, and where it writes."""
+
+    recipe: Recipe
+    data: Path
+    out: Path
+    split: Split
+
+
+def _agreed(fabric: Fabric, wish: bool) -> bool:
+    """Whether any process has the wish: all must leave the loop at the same step."""
+    if fabric.world_size == 1:
+        return wish
+    total = fabric.all_reduce(torch.tensor(float(wish), device=fabric.device), reduce_op="sum")
+    return bool(total > 0)  # type: ignore[operator]
+
+
+def _advance(learner: Learner, progress: Progress, place: _Place, stop: StopWish, report: TrainingReport) -> Progress:
     """Train until the epoch ends, a checkpoint is due or somebody wants to stop; then write the checkpoint."""
-    recipe, begin = learner.recipe, time.monotonic()
+    begin, longest = time.monotonic(), 60 * place.recipe.engine.checkpoint_minutes
 
     def should_pause(p: Progress) -> bool:
-        wish = bool(stop) or time.monotonic() - begin > 60 * recipe.engine.checkpoint_minutes
-        if learner.fabric.world_size == 1:
-            return wish
-        # All processes must leave the epoch at the same step.
-        flag = torch.tensor(float(wish), device=learner.fabric.device)
-        return bool(learner.fabric.all_reduce(flag, reduce_op="sum") > 0)  # type: ignore[operator]
+        return _agreed(learner.fabric, bool(stop) or time.monotonic() - begin > longest)
 
     steps = len(learner.order(progress.epoch))
     progress = train_epoch(learner, progress, after_step=report.step, should_pause=should_pause)
     if progress.step_in_epoch == steps:
-        progress = _end_epoch(learner, progress, out)
+        progress = _end_epoch(learner, progress, place)
         report.epoch(progress)
-    return _save(learner, progress, out)
+    return _save(learner, progress, place.out)
 
 
-def _end_epoch(learner: Learner, progress: Progress, out: Path) -> Progress:
+def _end_epoch(learner: Learner, progress: Progress, place: _Place) -> Progress:
     """Validate, keep the weights if they are the best, write the metrics; returns the start of the next epoch."""
-    recipe, sums = learner.recipe, progress.sums
+    recipe, out, sums = place.recipe, place.out, progress.sums
     scores = validate(learner)
     row = {
         "epoch": progress.epoch + 1,
@@ -304,16 +318,7 @@ def _end_epoch(learner: Learner, progress: Progress, out: Path) -> Progress:
     history = (*progress.history, row)
     patience = recipe.schedule.patience
     tired = patience > 0 and progress.epoch - best_epoch >= patience
-    if learner.fabric.global_rank == 0:
-        if better:
-            save_tensors(
-                out / "best.safetensors",
-                learner.averaged.state_dict(),
-                {"epoch": str(progress.epoch + 1), recipe.engine.monitor: f"{abs(score):.6f}"},
-            )
-        write_metrics(out / "metrics.csv", history)
-        _write_tensorboard(out / "tensorboard", row)
-    return progress.model_copy(
+    ended = progress.model_copy(
         update={
             "epoch": progress.epoch + 1,
             "step_in_epoch": 0,
@@ -324,6 +329,17 @@ def _end_epoch(learner: Learner, progress: Progress, out: Path) -> Progress:
             "finished": progress.epoch + 1 == recipe.schedule.epochs or tired,
         }
     )
+    if learner.fabric.global_rank == 0:
+        if better:
+            save_tensors(
+                out / "best.safetensors",
+                learner.averaged.state_dict(),
+                {"epoch": str(progress.epoch + 1), recipe.engine.monitor: f"{abs(score):.6f}"},
+            )
+        _write_card(learner, place, ended)
+        write_metrics(out / "metrics.csv", history)
+        _write_tensorboard(out / "tensorboard", row)
+    return ended
 
 
 def _write_tensorboard(folder: Path, row: dict[str, float]) -> None:
@@ -336,7 +352,8 @@ def _write_tensorboard(folder: Path, row: dict[str, float]) -> None:
                 writer.add_scalar(name.replace("_", "/", 1), value, int(row["epoch"]))
 
 
-def _write_card(learner: Learner, recipe: Recipe, data: Path, out: Path, split: Split, progress: Progress) -> None:
+def _write_card(learner: Learner, place: _Place, progress: Progress) -> None:
+    recipe = place.recipe
     best = progress.history[progress.best_epoch]
     classes = class_set(recipe.classes)
     Card(
@@ -348,10 +365,10 @@ def _write_card(learner: Learner, recipe: Recipe, data: Path, out: Path, split: 
         class_set=classes.name,
         codes=classes.codes,
         preprocessing=recipe.image,
-        training_data=training_data(data, recipe.data.source, split),
+        training_data=training_data(place.data, recipe.data.source, place.split),
         seed=recipe.seed,
         epochs=progress.epoch,
         best_epoch=progress.best_epoch + 1,
         validation={k: best[k] for k in ("val_loss", "val_accuracy", "val_macro_f1")},
-        weights_sha256=sha256_file(out / "best.safetensors"),
-    ).write(out / "card.json")
+        weights_sha256=sha256_file(place.out / "best.safetensors"),
+    ).write(place.out / "card.json")

@@ -1,0 +1,203 @@
+"""Calibration and scalings against scikit-learn and scipy."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from evaluate_cases import CODES, predictions, rows
+from scipy import optimize
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import brier_score_loss, log_loss
+
+from marrowscope.errors import FileFormatError
+from marrowscope.evaluate import calibration, evaluate_predictions
+from marrowscope.evaluate.calibration import Scaling
+from marrowscope.schema import Predictions
+
+
+def answers(seed: int, n: int = 1500, sharpness: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Truth drawn from probabilities, and those probabilities made sharper or blunter by a power."""
+    rng = np.random.default_rng(seed)
+    right = rng.dirichlet(np.full(5, 0.4), n)
+    truth = (right.cumsum(1) > rng.random((n, 1))).argmax(1)
+    probs = np.maximum(right, 1e-9) ** sharpness
+    return truth, probs / probs.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_bins_and_error_are_those_of_scikit_learn(seed: int) -> None:
+    truth, probs = answers(seed, sharpness=1.7)
+    confidence, hit = probs.max(1), (probs.argmax(1) == truth).astype(float)
+    share, mean = calibration_curve(hit, confidence, n_bins=15, strategy="quantile")
+    bins = calibration.equal_mass_bins(confidence)
+    counts = np.bincount(bins)
+    assert counts.tolist() == [100] * 15
+    np.testing.assert_allclose(np.bincount(bins, weights=confidence) / counts, mean, atol=2e-3)
+    np.testing.assert_allclose(np.bincount(bins, weights=hit) / counts, share, atol=0.02)
+    by_hand = sum(
+        abs(c.mean() - h.mean()) * len(c) / 1500
+        for c, h in zip(
+            np.array_split(np.sort(confidence), 15),
+            np.array_split(hit[np.argsort(confidence, kind="stable")], 15),
+            strict=True,
+        )
+    )
+    assert calibration.calibration_error(confidence, hit) == pytest.approx(by_hand, rel=1e-12)
+
+
+def test_error_is_that_of_torchmetrics_on_the_same_bins() -> None:
+    """torchmetrics has bins of equal width only; scores on a grid make these the same bins as ours."""
+    torchmetrics = pytest.importorskip("torchmetrics.functional.classification")
+    import torch
+
+    rng = np.random.default_rng(5)
+    score = np.repeat(np.arange(10) / 10 + 0.05, 40)
+    hit = (rng.random(400) < score**2).astype(float)
+    expected = torchmetrics.binary_calibration_error(torch.tensor(score), torch.tensor(hit).int(), n_bins=10, norm="l1")
+    assert calibration.calibration_error(score, hit, bins=10) == pytest.approx(float(expected), abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_brier_is_that_of_scikit_learn(seed: int) -> None:
+    truth, probs = answers(seed, sharpness=0.6)
+    assert calibration.brier_losses(truth, probs).mean() == pytest.approx(
+        brier_score_loss(truth, probs, labels=list(range(5)), scale_by_half=False), rel=1e-12
+    )
+
+
+def test_ties_share_a_bin_and_order_does_not_matter() -> None:
+    rng = np.random.default_rng(6)
+    score = rng.integers(0, 7, 200) / 7
+    hit = (rng.random(200) < score).astype(float)
+    bins = calibration.equal_mass_bins(score)
+    assert all(len(set(bins[score == s])) == 1 for s in set(score))
+    assert sorted(set(bins)) == list(range(bins.max() + 1))
+    order = rng.permutation(200)
+    value = calibration.calibration_error(score, hit)
+    assert calibration.calibration_error(score[order], hit[order]) == pytest.approx(value, rel=1e-12)
+    twice = np.concatenate([score, score]), np.concatenate([hit, hit])
+    assert calibration.calibration_error(*twice) == pytest.approx(value, rel=1e-12)
+    assert calibration.equal_mass_bins(np.array([0.3])).tolist() == [0]
+    assert calibration.equal_mass_bins(np.full(30, 0.3)).tolist() == [0] * 30
+
+
+def test_what_chance_alone_shows() -> None:
+    """Perfectly calibrated answers show about what `error_by_chance` says; sharpened ones far more."""
+    errors = []
+    for seed in range(40):
+        truth, probs = answers(seed, n=600)
+        errors.append(calibration.calibration_error(probs.max(1), (probs.argmax(1) == truth).astype(float)))
+    mean, low, high = calibration.error_by_chance(answers(0, n=600)[1].max(1), draws=500, seed=0)
+    assert mean == pytest.approx(np.mean(errors), rel=0.1)
+    assert np.mean((np.array(errors) >= low) & (np.array(errors) <= high)) > 0.85
+    truth, probs = answers(0, n=600, sharpness=3)
+    assert calibration.calibration_error(probs.max(1), (probs.argmax(1) == truth).astype(float)) > high
+
+
+@pytest.mark.parametrize("sharpness", [0.5, 1.0, 2.5])
+def test_temperature_is_the_one_scipy_finds_and_undoes_a_power(sharpness: float) -> None:
+    truth, probs = answers(7, n=4000, sharpness=sharpness)
+
+    def loss(log_t: float) -> float:
+        return float(log_loss(truth, Scaling.of_temperature(float(np.exp(log_t)), 5).apply(probs)))
+
+    t = calibration.fit_temperature(truth, probs)
+    found = optimize.minimize_scalar(loss, bounds=(-4, 4), method="bounded", options={"xatol": 1e-9})
+    assert t == pytest.approx(np.exp(found.x), rel=1e-5)
+    assert t == pytest.approx(sharpness, rel=0.06)
+
+
+def test_temperature_of_logits_is_that_of_probabilities() -> None:
+    rng = np.random.default_rng(8)
+    logits = rng.normal(size=(50, 5)) * 3
+    softmax = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    cooled = np.exp(logits / 2.5) / np.exp(logits / 2.5).sum(1, keepdims=True)
+    np.testing.assert_allclose(Scaling.of_temperature(2.5, 5).apply(softmax), cooled, rtol=1e-9)
+    np.testing.assert_allclose(Scaling.of_temperature(1.0, 5).apply(softmax), softmax, rtol=1e-12)
+
+
+def test_temperature_stays_within_bounds() -> None:
+    sure = np.array([[0.9, 0.1], [0.2, 0.8]])
+    assert calibration.fit_temperature(np.array([0, 1]), sure) == pytest.approx(calibration.LEAST_TEMPERATURE)
+    assert calibration.fit_temperature(np.array([1, 0]), sure) == pytest.approx(calibration.MOST_TEMPERATURE)
+    certain = np.array([[1.0, 0.0], [0.0, 1.0]])
+    assert np.isfinite(Scaling.of_temperature(0.02, 2).apply(certain)).all()
+    assert np.isfinite(calibration.fit_vector(np.array([0, 1]), certain).scale).all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_vector_is_the_one_scipy_finds(seed: int) -> None:
+    truth, probs = answers(seed, n=1000, sharpness=2.0)
+    probs = probs * np.array([3.0, 1.0, 1.0, 0.5, 1.0])
+    probs /= probs.sum(1, keepdims=True)
+    centre = np.concatenate([np.full(5, 1 / calibration.fit_temperature(truth, probs)), np.zeros(5)])
+
+    def loss(theta: np.ndarray) -> float:
+        scaled = Scaling(theta[:5], theta[5:]).apply(probs)
+        own = np.log(scaled[np.arange(1000), truth]).mean()
+        return float(-own + 5e-4 * ((theta - centre) ** 2).sum())
+
+    v = calibration.fit_vector(truth, probs)
+    found = optimize.minimize(loss, centre, method="BFGS", options={"gtol": 1e-7})
+    np.testing.assert_allclose(np.concatenate([v.scale, v.bias]), found.x, atol=1e-4)
+    assert loss(np.concatenate([v.scale, v.bias])) <= found.fun + 1e-12
+    scaled = v.apply(probs)
+    np.testing.assert_allclose(scaled.sum(1), 1, rtol=1e-12)
+    assert log_loss(truth, scaled) < log_loss(truth, probs) - 0.1
+
+
+def test_a_class_without_validation_images_does_not_run_away() -> None:
+    truth, probs = answers(9, n=300)
+    few = truth != 4
+    v = calibration.fit_vector(truth[few], probs[few])
+    assert np.isfinite(v.scale).all()
+    assert np.abs(v.bias).max() < 20
+
+
+def table(truth: np.ndarray, probs: np.ndarray) -> Predictions:
+    n = len(truth)
+    return Predictions(tuple(f"{i:05}" for i in range(n)), ("ok",) * n, CODES, probs, tuple(CODES[t] for t in truth))
+
+
+def test_calibration_before_and_after_in_an_evaluation() -> None:
+    test, validation = table(*answers(10, sharpness=3.0)), table(*answers(11, sharpness=3.0))
+    e = evaluate_predictions(test, validation=validation, draws=500)
+    before, temperature, vector = e.calibration
+    assert [c.scaling for c in e.calibration] == ["none", "temperature", "vector"]
+    assert [c.fitted_on for c in e.calibration] == [0, 1500, 1500]
+    assert temperature.temperature == pytest.approx(3, rel=0.1)
+    assert len(vector.scale) == len(vector.bias) == 5
+    for name in ("expected_calibration_error", "classwise_calibration_error", "brier_loss", "log_loss"):
+        f, g = before.figures[name], temperature.figures[name]
+        assert g.value < f.value  # type: ignore[operator]
+        for figure in (f, g, vector.figures[name]):
+            assert figure.low <= figure.value <= figure.high  # type: ignore[operator]
+    assert temperature.figures["accuracy"] == before.figures["accuracy"] == e.figures["accuracy"]
+    assert before.figures["log_loss"] == e.figures["log_loss"]
+    assert before.figures["expected_calibration_error"].low > before.by_chance.high  # type: ignore[operator]
+    assert temperature.figures["expected_calibration_error"].low < temperature.by_chance.high  # type: ignore[operator]
+    assert sum(b.accuracy.n for b in before.bins) == 1500
+    assert all(b.low <= b.confidence <= b.high for b in before.bins)
+    assert all(a.high < b.low for a, b in pairwise(before.bins))
+    mean = np.mean([f.value for f in before.per_class.values()])  # type: ignore[misc]
+    assert before.figures["classwise_calibration_error"].value == pytest.approx(mean)
+    assert set(before.per_class) == set(CODES)
+    assert [c.scaling for c in evaluate_predictions(test, draws=50).calibration] == ["none"]
+
+
+def test_validation_may_have_its_columns_in_another_order_and_must_have_the_same() -> None:
+    test, validation = predictions(12), predictions(13)
+    order = [4, 2, 0, 1, 3]
+    other = Predictions(
+        validation.paths,
+        validation.status,
+        tuple(CODES[i] for i in order),
+        validation.probs_NC[:, order],
+        validation.truth,
+    )
+    a = evaluate_predictions(test, validation=validation, draws=50)
+    assert evaluate_predictions(test, validation=other, draws=50) == a
+    shuffled = rows(validation, np.random.default_rng(0).permutation(400))
+    assert evaluate_predictions(test, validation=shuffled, draws=50) == a
+    with pytest.raises(FileFormatError, match="must come from one model"):
+        evaluate_predictions(test, validation=predictions(14, codes=("BLA", "LYT")), draws=50)
