@@ -12,6 +12,10 @@ from marrowscope.config import Recipe, parse_recipe
 from marrowscope.data.phantom import write_phantoms
 from tiny import TINY_CODES, tiny_values
 
+# The networks of the tests are so small that a second thread costs more than it brings. Set before torch is loaded,
+# and inherited by the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session")
 def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -309,7 +309,7 @@ def test_bytes_held_are_bounded(model: Classifier, monkeypatch: pytest.MonkeyPat
             out += 1
             yield Item(str(i), lambda: b"\0" * 4000, held=4000)
 
-    for i, (name, _) in enumerate(predict._load_ahead(items(), model.card.preprocessing, 2, 1000)):
+    for i, (name, _) in enumerate(predict._load_ahead(items(), model, 2, 1000)):
         assert name == str(i)
         most = max(most, out - i)
     assert most <= 3

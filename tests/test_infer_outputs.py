@@ -65,7 +65,7 @@ def fail_in_batch(monkeypatch: pytest.MonkeyPatch, number: int, error: BaseExcep
     monkeypatch.setattr(Classifier, "logits", logits)
 
 
-# ------------------------------------------------------------------------------------------------- what can't be written
+# ------------------------------------------------------------------------------------------------ what can't be written
 
 
 def test_output_is_a_folder_or_below_a_file(model: Classifier, cells: Path, tmp_path: Path) -> None:
@@ -89,19 +89,28 @@ def test_read_only_folder(model: Classifier, cells: Path, tmp_path: Path, monkey
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(outputs.os, "open", deny)
-    with pytest.raises(OutputError, match="Read-only file system. Choose a folder"):
+    with pytest.raises(OutputError, match="Read-only file system"):
         predict_files(model, [cells], tmp_path / "out.csv")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_full_disk(model: Classifier, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_room(model_path: Path, cells: Path, tmp_path: Path) -> None:
+    code = (
+        "import resource, sys; from pathlib import Path\n"
+        "from marrowscope.errors import OutputError\n"
+        "from marrowscope.infer import Classifier, predict_files\n"
+        "model = Classifier.load(sys.argv[1])\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]),) * 2)\n"
+        "try: predict_files(model, [sys.argv[2]], Path(sys.argv[3]), batch_size=4)\n"
+        "except OutputError as e: print(e)\n"
+    )
     (tmp_path / "out.csv").write_text("old")
-    monkeypatch.setattr(outputs, "_locked", lambda _: Path("/dev/full").open("r+b", buffering=0))
-    monkeypatch.setattr(outputs.Journal, "_begin", lambda _: None)
-    with pytest.raises(OutputError, match="No space left on device"):
-        predict_files(model, [cells], tmp_path / "out.csv")
-    assert (tmp_path / "out.csv").read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["out.csv"]
+    for room, left in ((0, ["out.csv"]), (1500, ["out.csv", "out.csv.partial"])):
+        arguments = [sys.executable, "-c", code, str(model_path), str(cells), str(tmp_path / "out.csv"), str(room)]
+        done = subprocess.run(arguments, capture_output=True, text=True)
+        assert done.stderr == ""
+        assert "File too large. Choose a folder that can be written and has free space." in done.stdout
+        assert (tmp_path / "out.csv").read_text() == "old"
+        assert sorted(p.name for p in tmp_path.iterdir()) == left
 
 
 def test_disk_that_fills_up_keeps_the_rows(
@@ -117,7 +126,7 @@ def test_disk_that_fills_up_keeps_the_rows(
 
     with monkeypatch.context() as m:
         m.setattr(Journal, "_write", full)
-        with pytest.raises(OutputError, match=r"No space left.* out.csv.partial; go on from them with --resume"):
+        with pytest.raises(OutputError, match=r"No space left.*out.csv.partial; go on from them with --resume"):
             predict_files(model, [cells], output, batch_size=4)
     assert [p.name for p in tmp_path.iterdir()] == ["out.csv.partial"]
     summary = predict_files(model, [cells], output, batch_size=4, resume=True)
@@ -321,7 +330,7 @@ def test_a_second_process_is_turned_away(model: Classifier, cells: Path, tmp_pat
         journal.append([["a", "ok", "A", "1", "1", "0"]])
         left = journal.path.read_bytes()
         for resume in (False, True):
-            with pytest.raises(OutputError, match="Another process is writing out.csv"):
+            with pytest.raises(OutputError, match="Another process is writing"):
                 predict_files(model, [cells], output, resume=resume)
         assert journal.path.read_bytes() == left
         journal.finish()

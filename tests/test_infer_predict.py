@@ -206,7 +206,9 @@ def test_a_named_file_is_tried_whatever_its_ending(model: Classifier, cells: Pat
     assert predict_to_predictions(model, [tmp_path / "cell.dat"]).status == ("ok",)
 
 
-@pytest.mark.parametrize("name", ["細胞.png", "клетка.png", "خلية.png", '🩸, "x".png', "a\nb.png", "\udcff\udcfe.png"])
+@pytest.mark.parametrize(
+    "name", ["細胞.png", "клетка.png", "خلية.png", '🩸, "x".png', "a\r\nb\r.png", "\udcff\udcfe.png"]
+)
 def test_names_in_any_script(model: Classifier, tmp_path: Path, name: str) -> None:
     picture(tmp_path / "in" / "x.png")
     (tmp_path / "in" / "x.png").rename(tmp_path / "in" / name)
@@ -307,12 +309,12 @@ def test_memory_is_bounded(model: Classifier, cells: Path, monkeypatch: pytest.M
     lock = threading.Lock()
     load, answer = predict._load, predict._answer
 
-    def counted_load(item: Item, spec: object) -> object:
+    def counted_load(item: Item, m: Classifier) -> object:
         nonlocal alive, peak
         with lock:
             alive += 1
             peak = max(peak, alive)
-        return load(item, spec)  # type: ignore[arg-type]
+        return load(item, m)
 
     def counted_answer(m: Classifier, batch: list[tuple[str, images.Pixels | ImageError]]) -> Predictions:
         nonlocal alive

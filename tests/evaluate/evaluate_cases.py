@@ -16,7 +16,7 @@ def predictions(seed: int = 0, n: int = 400, skill: float = 2.0, codes: tuple[st
     logits[np.arange(n), truth] += skill
     probs = np.exp(logits)
     probs /= probs.sum(1, keepdims=True)
-    names = tuple(f"cell_{i:05}.jpg" for i in range(n))
+    names = tuple(f"{seed}/cell_{i:05}.jpg" for i in range(n))
     return Predictions(names, ("ok",) * n, codes, probs, tuple(codes[i] for i in truth))
 
 

@@ -45,18 +45,6 @@ def test_bins_and_error_are_those_of_scikit_learn(seed: int) -> None:
     assert calibration.calibration_error(confidence, hit) == pytest.approx(by_hand, rel=1e-12)
 
 
-def test_error_is_that_of_torchmetrics_on_the_same_bins() -> None:
-    """torchmetrics has bins of equal width only; scores on a grid make these the same bins as ours."""
-    torchmetrics = pytest.importorskip("torchmetrics.functional.classification")
-    import torch
-
-    rng = np.random.default_rng(5)
-    score = np.repeat(np.arange(10) / 10 + 0.05, 40)
-    hit = (rng.random(400) < score**2).astype(float)
-    expected = torchmetrics.binary_calibration_error(torch.tensor(score), torch.tensor(hit).int(), n_bins=10, norm="l1")
-    assert calibration.calibration_error(score, hit, bins=10) == pytest.approx(float(expected), abs=1e-6)
-
-
 @pytest.mark.parametrize("seed", range(4))
 def test_brier_is_that_of_scikit_learn(seed: int) -> None:
     truth, probs = answers(seed, sharpness=0.6)
@@ -154,13 +142,15 @@ def test_a_class_without_validation_images_does_not_run_away() -> None:
     assert np.abs(v.bias).max() < 20
 
 
-def table(truth: np.ndarray, probs: np.ndarray) -> Predictions:
+def table(name: str, truth: np.ndarray, probs: np.ndarray) -> Predictions:
     n = len(truth)
-    return Predictions(tuple(f"{i:05}" for i in range(n)), ("ok",) * n, CODES, probs, tuple(CODES[t] for t in truth))
+    return Predictions(
+        tuple(f"{name}/{i:05}" for i in range(n)), ("ok",) * n, CODES, probs, tuple(CODES[t] for t in truth)
+    )
 
 
 def test_calibration_before_and_after_in_an_evaluation() -> None:
-    test, validation = table(*answers(10, sharpness=3.0)), table(*answers(11, sharpness=3.0))
+    test, validation = table("test", *answers(10, sharpness=3.0)), table("val", *answers(11, sharpness=3.0))
     e = evaluate_predictions(test, validation=validation, draws=500)
     before, temperature, vector = e.calibration
     assert [c.scaling for c in e.calibration] == ["none", "temperature", "vector"]
@@ -201,3 +191,8 @@ def test_validation_may_have_its_columns_in_another_order_and_must_have_the_same
     assert evaluate_predictions(test, validation=shuffled, draws=50) == a
     with pytest.raises(FileFormatError, match="must come from one model"):
         evaluate_predictions(test, validation=predictions(14, codes=("BLA", "LYT")), draws=50)
+
+
+def test_validation_must_hold_other_images() -> None:
+    with pytest.raises(FileFormatError, match="400 images are both"):
+        evaluate_predictions(predictions(12), validation=predictions(12), draws=50)

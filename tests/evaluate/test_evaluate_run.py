@@ -9,6 +9,8 @@ from sklearn import metrics as sk
 
 from marrowscope.errors import FileFormatError
 from marrowscope.evaluate import evaluate_csv, evaluate_predictions
+from marrowscope.evaluate.case import Case
+from marrowscope.evaluate.headline import f1_figure
 from marrowscope.files import sha256_file
 from marrowscope.schema import Evaluation, Predictions
 
@@ -209,6 +211,8 @@ def test_another_program_s_csv(tmp_path: Path) -> None:
         ("path,status,predicted,confidence,BLA,LYT,truth\na,ok,BLA,0.9,0.9,0.1,\n", "an empty cell"),
         ("path,status,predicted,confidence,BLA,BLA,truth\na,ok,BLA,0.5,0.5,0.5,BLA\n", "two columns"),
         ("path,status,predicted,confidence,BLA,truth\na,ok,BLA,1,1,BLA\n", "1 class columns"),
+        ("path,status,predicted,confidence,BLA,LYT,truth\na,ok,LYT,0.9,0.9,0.1,BLA\n", "is predicted as 'LYT'"),
+        ("path,status,predicted,confidence,BLA,LYT,truth\na,ok,,0.9,0.9,0.1,BLA\n", "is predicted as ''"),
         ("file,truth\n", "not a table of predictions"),
     ],
 )
@@ -232,13 +236,23 @@ def test_arguments_that_are_not_allowed() -> None:
 
 def test_stored_values() -> None:
     """Found by this program once; a change means that published figures change."""
-    e = evaluate_predictions(predictions(10, n=200), seed=3)
-    got = {k: (round(f.value, 6), round(f.low, 6), round(f.high, 6)) for k, f in e.figures.items()}  # type: ignore[arg-type]
+    e = evaluate_predictions(predictions(10, n=200), seed=3, validation=predictions(11, n=300))
     for name, stored in STORED.items():
-        assert got[name] == pytest.approx(stored, abs=2e-6), name
+        f = e.figures[name]
+        assert (f.value, f.low, f.high) == pytest.approx(stored, abs=2e-6), name
+    assert set(e.figures) == set(STORED)
+    errors = [c.figures["expected_calibration_error"].value for c in e.calibration]
+    assert errors == pytest.approx([0.201264, 0.094243, 0.056667], abs=2e-6)
+    assert e.calibration[1].temperature == pytest.approx(0.494464, abs=2e-6)
+    assert e.calibration[2].scale == pytest.approx((2.313888, 1.89539, 1.825592, 2.295044, 1.90231), abs=2e-5)
+    sets = [(s.coverage.value, s.size.value) for s in e.conformal]
+    assert sets == [(0.89, 1.375), (0.93, 1.52), (0.96, 1.905), (0.97, 2.125)]
+    assert [p.threshold for p in e.operating_points] == pytest.approx(
+        [0.533706, 0.632346, 0.564505, 0.678464], abs=2e-6
+    )
 
 
-STORED: dict[str, tuple[float, float, float]] = {
+STORED = {
     "accuracy": (0.795000, 0.733743, 0.845138),
     "balanced_accuracy": (0.787726, 0.721207, 0.847454),
     "top2_accuracy": (0.905000, 0.856398, 0.938337),
@@ -251,4 +265,31 @@ STORED: dict[str, tuple[float, float, float]] = {
     "cohen_kappa": (0.738812, 0.662206, 0.808617),
     "matthews": (0.739216, 0.662836, 0.809488),
     "log_loss": (0.693226, 0.623286, 0.765056),
+    "macro_auroc": (0.960091, 0.942572, 0.974933),
+    "macro_average_precision": (0.865738, 0.810329, 0.913701),
+    "tolerant_accuracy": (0.795000, 0.733743, 0.845138),
+    "cost_error": (0.130000, 0.093500, 0.170000),
+    "line_accuracy": (0.825000, 0.766356, 0.871395),
+    "maturation_error": (0.181818, 0.060606, 0.333333),
+    "aurc_error": (0.062290, 0.037696, 0.095366),
+    "excess_aurc_error": (0.039673, 0.023105, 0.061927),
+    "coverage_at_95": (0.585000, 0.475000, 0.735000),
+    "coverage_at_98": (0.545000, 0.194875, 0.620000),
 }
+
+
+def test_the_interval_of_f1_covers_as_it_says() -> None:
+    """F1 of a class of 30 images among 150, against its value in the long run."""
+    shares = np.array([[0.17, 0.03], [0.04, 0.76]])
+    long_run = 2 * 0.17 / (2 * 0.17 + 0.03 + 0.04)
+    rng = np.random.default_rng(0)
+    inside = 0
+    for _ in range(300):
+        counts = rng.multinomial(150, shares.ravel())
+        truth, said = np.repeat([0, 0, 1, 1], counts), np.repeat([0, 1, 0, 1], counts)
+        case = Case(("BLA", "LYT"), truth, said, np.eye(2)[said], np.arange(150))
+        f = f1_figure(case, 0)
+        assert f.low is not None
+        assert f.high is not None
+        inside += f.low <= long_run <= f.high
+    assert 0.92 < inside / 300 < 0.98

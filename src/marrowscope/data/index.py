@@ -5,30 +5,20 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import os
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from PIL import Image
 
 from marrowscope.cells import BY_CODE
 from marrowscope.data._journal import Journal
+from marrowscope.data._threads import Progress, in_threads
 from marrowscope.data.classmap import DROP, ClassMap
 from marrowscope.data.sources import Source, label_of, open_source
 from marrowscope.errors import DataError, ImageError
 from marrowscope.images import FORMATS, decode
 from marrowscope.schema import OK, IndexRow
-
-Progress = Callable[[int, int], None]
-"""Called with (done, total)."""
-
-T = TypeVar("T")
-
-_CHUNK = 32
 
 
 def build_index(
@@ -72,7 +62,7 @@ def build_index(
     names = sorted(labels)
     kept = Journal(journal) if journal is not None else None
 
-    def work(chunk: list[str]) -> list[tuple[str, IndexRow]]:
+    def work(chunk: Sequence[str]) -> list[tuple[str, IndexRow]]:
         return [_row(source, name, *labels[name], kept) for name in chunk]
 
     rows: list[IndexRow] = []
@@ -86,22 +76,6 @@ def build_index(
             if progress is not None:
                 progress(len(rows), len(names))
     return rows
-
-
-def in_threads(work: Callable[[list[str]], T], names: Sequence[str], jobs: int | None) -> Iterator[T]:
-    """What `work` makes of chunks of `names`, in order.
-
-    Pillow's decoders release the interpreter lock, so threads keep all processors busy and need no second process.
-    """
-    chunks = [list(names[i : i + _CHUNK]) for i in range(0, len(names), _CHUNK)]
-    # Filters of warnings are common to all threads; set once here, no thread can bring them back too early.
-    with warnings.catch_warnings(), ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
-        warnings.simplefilter("ignore")
-        try:
-            yield from pool.map(work, chunks)
-        except BaseException:  # Ctrl-C, or an error of ours: don't read the rest first
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def _labels(source: Source, classes: ClassMap | None, note: Callable[[str], None] | None) -> dict[str, tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,15 +14,15 @@ from marrowscope import __version__
 from marrowscope.cells import BY_CODE
 from marrowscope.errors import FileFormatError
 from marrowscope.evaluate.beyond import cost_figures, ranking_figures, tolerant_figures
-from marrowscope.evaluate.case import make_case
+from marrowscope.evaluate.case import Case, make_case
 from marrowscope.evaluate.costs import DEFAULT_SOURCE, default_costs, read_costs
 from marrowscope.evaluate.figures import Bootstrap
 from marrowscope.evaluate.headline import class_figures, overall_figures
-from marrowscope.evaluate.metrics import Floats
+from marrowscope.evaluate.metrics import Bools, Floats
 from marrowscope.evaluate.tolerant import PUBLISHED, PUBLISHED_SOURCE, neighbour_pairs
 from marrowscope.evaluate.trust import calibrations, conformal_sets, operating_points, risk_points, selective_figures
-from marrowscope.files import sha256_file
-from marrowscope.schema import OK, Evaluation, Predictions
+from marrowscope.files import UNDECODABLE, UTF8, sha256_file
+from marrowscope.schema import OK, ClassFigures, Evaluation, Figure, Predictions
 
 DRAWS = 2000
 MACRO_MINIMUM = 20
@@ -60,7 +61,8 @@ def evaluate_predictions(
             on: scalings, thresholds and conformal sets are fitted there. None: these are left out.
 
     Raises:
-        FileFormatError: No truth, or truths that the class columns don't know; costs that are not a table of them.
+        FileFormatError: No truth, or truths that the class columns don't know; costs that are not a table of them; a
+            validation table of other classes, or with images that are judged.
         ValueError: `groups` has another length than the predictions; draws below 1; macro_minimum below 0.
     """
     if draws < 1 or macro_minimum < 0:
@@ -68,18 +70,13 @@ def evaluate_predictions(
             f"draws must be at least 1 and macro_minimum at least 0; they are {draws} and {macro_minimum}."
         )
     case = make_case(predictions, groups, source or "The table of predictions")
-    held = None if validation is None else make_case(_ordered(validation, case.codes), None, "The validation table")
+    held = None if validation is None else _held_out(validation, predictions)
     counts_CC = case.counts_CC
     support, called = counts_CC.sum(1), counts_CC.sum(0)
     keep = np.asarray(support >= max(1, macro_minimum))
     bootstrap = Bootstrap(draws, seed)
-    per_class = class_figures(case)
-    figures = overall_figures(case, per_class, keep, bootstrap)
-    per_class, ranking = ranking_figures(case, per_class, keep, bootstrap)
-    per_class, tolerant = tolerant_figures(case, per_class)
     costs_CC, costs_source = _costs(case.codes, costs)
-    figures |= ranking | tolerant | cost_figures(case, costs_CC, bootstrap)
-    figures |= selective_figures(case, bootstrap)
+    per_class, figures = _figures(case, keep, costs_CC, bootstrap)
     return Evaluation(
         program=f"marrowscope {__version__}",
         predictions=source,
@@ -106,15 +103,33 @@ def evaluate_predictions(
     )
 
 
-def _ordered(predictions: Predictions, codes: tuple[str, ...]) -> Predictions:
-    """The same predictions with their class columns in this order."""
-    if set(predictions.codes) != set(codes):
+def _figures(
+    case: Case, keep: Bools, costs_CC: Floats | None, bootstrap: Bootstrap
+) -> tuple[tuple[ClassFigures, ...], dict[str, Figure]]:
+    """All figures, per class and overall."""
+    per_class = class_figures(case)
+    figures = overall_figures(case, per_class, keep, bootstrap)
+    per_class, ranking = ranking_figures(case, per_class, keep, bootstrap)
+    per_class, tolerant = tolerant_figures(case, per_class)
+    costs = cost_figures(case, costs_CC, bootstrap)
+    return per_class, figures | ranking | tolerant | costs | selective_figures(case, bootstrap)
+
+
+def _held_out(validation: Predictions, judged: Predictions) -> Case:
+    """The validation images, class columns in the order of those that are judged."""
+    if set(validation.codes) != set(judged.codes):
         raise FileFormatError(
-            f"The validation table has the class columns {' '.join(predictions.codes)}, and the table that is judged "
-            f"{' '.join(codes)}; they must come from one model."
+            f"The validation table has the class columns {' '.join(validation.codes)}, and the table that is judged "
+            f"{' '.join(judged.codes)}; they must come from one model."
         )
-    order = [predictions.codes.index(c) for c in codes]
-    return replace(predictions, codes=codes, probs_NC=predictions.probs_NC[:, order])
+    if both := sorted(set(validation.paths) & set(judged.paths)):
+        raise FileFormatError(
+            f"{len(both)} images are both in the validation table and in the one that is judged, the first is "
+            f"{both[0]}. What is fitted on images must be judged on others."
+        )
+    order = [validation.codes.index(c) for c in judged.codes]
+    ordered = replace(validation, codes=judged.codes, probs_NC=validation.probs_NC[:, order])
+    return make_case(ordered, None, "The validation table")
 
 
 def _costs(codes: Sequence[str], path: Path | None) -> tuple[Floats | None, str | None]:
@@ -139,11 +154,14 @@ def evaluate_csv(
     """Judge a predictions.csv that has a column `truth`, of this program or of another; arguments as above.
 
     Raises:
-        FileFormatError: Not a table of predictions, no truth column, or truths that the class columns don't know.
+        FileFormatError: Not a table of predictions, no truth column, truths that the class columns don't know, or a
+            column `predicted` that is not the most probable class.
     """
     path = Path(path)
+    predictions = Predictions.read(path)
+    _check_predicted(path, predictions)
     return evaluate_predictions(
-        Predictions.read(path),
+        predictions,
         source=path.name,
         source_sha256=sha256_file(path),
         part=part,
@@ -155,3 +173,21 @@ def evaluate_csv(
         costs=costs,
         validation=validation,
     )
+
+
+def _check_predicted(path: Path, predictions: Predictions) -> None:
+    """Refuse a table whose `predicted` is not its most probable class, since the latter is what is judged."""
+    with path.open(newline="", encoding=UTF8, errors=UNDECODABLE) as f:
+        said = [row["predicted"] for row in csv.DictReader(f)]
+    for path_in_table, status, name, probs in zip(
+        predictions.paths, predictions.status, said, predictions.probs_NC, strict=True
+    ):
+        best = int(probs.argmax())
+        # Six printed digits may make two classes equal.
+        if status == OK and (
+            name not in predictions.codes or probs[predictions.codes.index(name)] < probs[best] - 2e-6
+        ):
+            raise FileFormatError(
+                f"{path}: {path_in_table} is predicted as {name!r}, and its most probable class is "
+                f"{predictions.codes[best]}. Answers are judged by their probabilities; make the two agree."
+            )

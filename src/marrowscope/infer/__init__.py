@@ -7,15 +7,19 @@ predict      from files to predictions.csv: decoding overlaps inference, memory 
 
 from __future__ import annotations
 
-from marrowscope.infer.classifier import Classifier, ImageLike, bundled
+from marrowscope.infer.classifier import Classifier, bundled
+from marrowscope.infer.ensemble import Ensemble
 from marrowscope.infer.inputs import find_images
 from marrowscope.infer.items import Item
 from marrowscope.infer.predict import Summary, predict_files, predict_to_predictions
+from marrowscope.infer.predictor import ImageLike, Predictor
 
 __all__ = [
     "Classifier",
+    "Ensemble",
     "ImageLike",
     "Item",
+    "Predictor",
     "Summary",
     "bundled",
     "find_images",

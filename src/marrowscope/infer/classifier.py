@@ -5,33 +5,25 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from importlib import resources
-from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from marrowscope import images
-from marrowscope.errors import FileFormatError, ImageError, ModelError
+from marrowscope.errors import FileFormatError, ModelError
 from marrowscope.files import sha256_file
+from marrowscope.infer.predictor import Predictor
 from marrowscope.schema import Card
-
-T = TypeVar("T")
-
-ImageLike = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]
-"""A picture: a path, the bytes of a file, an open Pillow image, or uint8 (H, W, 3) or (H, W)."""
 
 CARD_KEY = "marrowscope.card"
 """Key of the model card in the metadata of an ONNX file."""
 
 INPUT, OUTPUT = "images", "logits"
 """Names of a model's input, uint8 (N, size, size, 3) RGB, and of its output, float32 (N, C)."""
-
-BATCH_SIZE = 32
 
 # device: (execution provider of onnxruntime, package that brings it)
 _PROVIDERS = {
@@ -45,7 +37,7 @@ DEVICES = tuple(_PROVIDERS)
 _EXPORT = "Make one with: marrowscope export RUN -o model.onnx"
 
 
-class Classifier:
+class Classifier(Predictor):
     """A trained model that answers for pictures of single cells.
 
     Attributes:
@@ -60,6 +52,7 @@ class Classifier:
         self._path = path
         self.card = card
         self.codes = card.codes
+        self.specs = (card.preprocessing,)
         self.device = device
 
     def __repr__(self) -> str:
@@ -68,7 +61,10 @@ class Classifier:
     @functools.cached_property
     def identity(self) -> str:
         """SHA-256 of the model's file."""
-        return sha256_file(self._path)
+        try:
+            return sha256_file(self._path)
+        except OSError as e:
+            raise ModelError(f"Can't read the model {self._path} any more: {e.strerror or e}.") from None
 
     @classmethod
     def load(cls, model: str | Path, *, threads: int | None = None, device: str = "cpu") -> Classifier:
@@ -120,26 +116,9 @@ class Classifier:
         """Run the network: uint8 (N, size, size, 3) -> float64 (N, C), rows sum to 1."""
         return softmax(self.logits(prepared_NHWC))
 
-    def predict_proba(self, pictures: ImageLike | Iterable[ImageLike]) -> npt.NDArray[np.float64]:
-        """Probability of every class for each picture: float64 (N, C), columns as `codes`; one picture gives N = 1.
-
-        Raises:
-            ImageError: A picture can't be used; the message names it. (`predict_files` goes on and keeps the reason.)
-        """
-        prepared = (self._prepare(i, p) for i, p in enumerate(_as_sequence(pictures)))
-        out = [self.probabilities(np.stack(batch)) for batch in batches(prepared, BATCH_SIZE)]
-        return np.concatenate(out) if out else np.empty((0, len(self.codes)))
-
-    def predict(self, pictures: ImageLike | Iterable[ImageLike]) -> list[str]:
-        """The most probable class code of each picture; errors as `predict_proba`."""
-        return [self.codes[i] for i in self.predict_proba(pictures).argmax(1)]
-
-    def _prepare(self, number: int, picture: ImageLike) -> images.Pixels:
-        try:
-            return images.prepare(_pixels(picture), self.card.preprocessing)
-        except ImageError as e:
-            name = f" ({os.fspath(picture)})" if isinstance(picture, str | os.PathLike) else ""
-            raise ImageError(f"Picture {number}{name}: {e}") from None
+    def answer(self, prepared: Sequence[images.Pixels]) -> npt.NDArray[np.float64]:
+        """As `Predictor.answer`."""
+        return self.probabilities(prepared[0])
 
 
 def softmax(logits_NC: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
@@ -148,33 +127,6 @@ def softmax(logits_NC: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]
     e = np.exp(x - x.max(axis=1, keepdims=True))
     out: npt.NDArray[np.float64] = e / e.sum(axis=1, keepdims=True)
     return out
-
-
-def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Cut into lists of `size`, the last one perhaps shorter."""
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
-
-
-def _as_sequence(pictures: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:
-    if isinstance(pictures, np.ndarray):
-        return list(pictures) if pictures.ndim == 4 else [pictures]
-    return [pictures] if isinstance(pictures, str | os.PathLike | bytes | Image.Image) else pictures
-
-
-def _pixels(picture: ImageLike) -> images.Pixels:
-    if isinstance(picture, str | os.PathLike):
-        return images.decode(images.read_bytes(Path(picture)))
-    if isinstance(picture, bytes):
-        return images.decode(picture)
-    if isinstance(picture, Image.Image):
-        return images.from_pil(picture)
-    if isinstance(picture, np.ndarray):
-        return images.check_pixels(picture)
-    raise ImageError(
-        f"not a picture: {type(picture).__name__}; allowed are a path, bytes, a Pillow image or a uint8 array"
-    )
 
 
 # ------------------------------------------------------------------------------------------------- opening a model

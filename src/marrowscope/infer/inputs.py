@@ -1,7 +1,7 @@
 """What PATH may be, and the files it stands for."""
 
 # Names stay as given, and pathlib is slow and large for a million of them.
-# ruff: noqa: PTH112, PTH116, PTH118, PTH207
+# ruff: noqa: PTH112, PTH116, PTH118, PTH122, PTH207
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from marrowscope import images
-from marrowscope.data.sources import is_image_name, is_junk
+from marrowscope.data.sources import is_junk
 from marrowscope.errors import DataError
 from marrowscope.infer import archives
 from marrowscope.infer.items import Item, file_item, refused_item
@@ -55,11 +55,28 @@ def _check(inputs: Sequence[str | Path]) -> None:
         raise DataError("Standard input ('-') is given twice; it can be read once.")
     for name in given:
         for found in () if name == STDIN else _names(name, None):
-            content = _content(found)
-            if content is not None and next(content, None) is None:
+            if not _holds_something(found):
                 raise DataError(
                     f"{found} holds no image ({' '.join(sorted(images.SUFFIXES))}). Give another folder or archive."
                 )
+
+
+def _holds_something(name: str) -> bool:
+    """Whether there will be an item; ends at the first, so that a large folder is not listed twice."""
+    if not os.path.isdir(name):
+        return not archives.is_archive(name) or next(archives.members(name), None) is not None
+    waiting, visited = [name], set[tuple[int, int]]()
+    while waiting:
+        here = waiting.pop()
+        try:
+            for entry, is_folder in _entries(here) if _is_new(here, visited) else ():
+                if is_folder:
+                    waiting.append(os.path.join(here, entry))
+                elif _is_image(entry):
+                    return True
+        except OSError:  # an item will say so
+            return True
+    return False
 
 
 def _items(name: str) -> Iterator[Item]:
@@ -79,7 +96,7 @@ def _items(name: str) -> Iterator[Item]:
 def _content(name: str) -> Iterator[Item] | None:
     """The images in a folder or an archive; None for what is neither."""
     if os.path.isdir(name):
-        return (refused_item(p, why) if why else file_item(p) for p, why in _walk(name, is_image_name))
+        return (refused_item(p, why) if why else file_item(p) for p, why in _walk(name, _is_image))
     return archives.members(name) if archives.is_archive(name) else None
 
 
@@ -117,7 +134,7 @@ def _deep(pattern: str) -> Iterator[str]:
     parts = pattern.split("/")
     first = next(i for i, part in enumerate(parts) if glob.has_magic(part))
     root = "/".join(parts[:first]) or ("/" if first else "")
-    for name, _ in _walk(root or ".", is_image_name if parts[-1] == "**" else lambda _: True):
+    for name, _ in _walk(root or ".", _is_image if parts[-1] == "**" else lambda _: True):
         inside = os.path.relpath(name, root or ".")
         if _matches(inside.split("/"), parts[first:]):
             yield os.path.join(root, inside)
@@ -136,14 +153,12 @@ def _walk(folder: str, take: Callable[[str], bool]) -> Iterator[tuple[str, str]]
 
     Only the names in one folder, and of the folders yet to visit, are held.
     """
-    waiting, visited = [folder], set()
+    waiting, visited = [folder], set[tuple[int, int]]()
     while waiting:
         here = waiting.pop()
         try:
-            status = os.stat(here)
-            if (status.st_dev, status.st_ino) in visited:
+            if not _is_new(here, visited):
                 continue
-            visited.add((status.st_dev, status.st_ino))
             files, folders = _listing(here, take)
         except OSError as e:
             yield here, f"unreadable: {e.strerror or e}"
@@ -154,16 +169,32 @@ def _walk(folder: str, take: Callable[[str], bool]) -> Iterator[tuple[str, str]]
 
 def _listing(folder: str, take: Callable[[str], bool]) -> tuple[list[str], list[str]]:
     """Names of the files to take and of the folders in one folder, each sorted."""
-    files, folders = [], []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if is_junk(entry.name):
-                continue
-            if _is_folder(entry):
-                folders.append(entry.name)
-            elif take(entry.name):
-                files.append(entry.name)
+    files: list[str] = []
+    folders: list[str] = []
+    for name, is_folder in _entries(folder):
+        if is_folder or take(name):
+            (folders if is_folder else files).append(name)
     return sorted(files), sorted(folders)
+
+
+def _entries(folder: str) -> Iterator[tuple[str, bool]]:
+    """Names in one folder, hidden ones left out, and whether each is a folder."""
+    with os.scandir(folder) as entries:
+        yield from ((entry.name, _is_folder(entry)) for entry in entries if not is_junk(entry.name))
+
+
+def _is_new(folder: str, visited: set[tuple[int, int]]) -> bool:
+    """Whether a folder was not visited yet, by whatever name; notes it."""
+    status = os.stat(folder)
+    here = (status.st_dev, status.st_ino)
+    if here in visited:
+        return False
+    visited.add(here)
+    return True
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in images.SUFFIXES
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

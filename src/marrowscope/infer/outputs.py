@@ -11,7 +11,6 @@ import contextlib
 import csv
 import fcntl
 import importlib
-import io
 import json
 import os
 import shutil
@@ -65,7 +64,7 @@ class Journal:
                 if not (resume and self._recover()):
                     self._begin()
         except BaseException:
-            self._file.close()
+            self.__exit__()
             raise
 
     def __enter__(self) -> Self:
@@ -107,9 +106,7 @@ class Journal:
         return self._file
 
     def _write(self, rows: Iterable[Sequence[str]]) -> None:
-        text = io.StringIO(newline="")
-        csv.writer(text, lineterminator="\n").writerows(rows)
-        data = text.getvalue().encode(UTF8, UNDECODABLE)
+        data = "".join(map(_line, rows)).encode(UTF8, UNDECODABLE)
         self._file.seek(self._end)
         self._file.write(data)
         self._file.flush()
@@ -128,6 +125,7 @@ class Journal:
         if not first.endswith(b"\n"):
             return False
         if first != self._first:
+            self._empty = False  # they may be of use to someone
             raise OutputError(
                 f"Can't go on with {self.path}: its rows are of another model or other options. Give the same ones, "
                 "or start anew without --resume."
@@ -175,6 +173,12 @@ def _locked(path: Path) -> IO[bytes]:
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
         file.close()
+
+
+def _line(row: Sequence[str]) -> str:
+    """One line of CSV. The `csv` module of Python 3.11 forgets to quote a carriage return in a name."""
+    cells = ('"' + cell.replace('"', '""') + '"' if any(c in cell for c in ',"\r\n') else cell for cell in row)
+    return ",".join(cells) + "\n"
 
 
 def _records(file: IO[bytes]) -> Iterator[tuple[list[str], int]]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,14 +14,18 @@ import numpy as np
 
 from marrowscope import images
 from marrowscope.errors import DataError, ImageError
-from marrowscope.infer.classifier import BATCH_SIZE, Classifier, available_cores, batches
+from marrowscope.infer.classifier import available_cores
 from marrowscope.infer.inputs import find_images
 from marrowscope.infer.items import Item
 from marrowscope.infer.outputs import Journal
-from marrowscope.schema import OK, Predictions, Preprocessing
+from marrowscope.infer.predictor import BATCH_SIZE, Predictor, batches
+from marrowscope.schema import OK, Predictions
 
 Progress = Callable[[int, int], object]
 """Called after each batch with the number of rows done and of those without an answer."""
+
+Prepared = tuple[images.Pixels, ...]
+"""A picture in each of the ways that the predictor needs."""
 
 MAX_HELD = 256_000_000
 """Bytes of files read out of an archive and not decoded yet."""
@@ -46,7 +51,7 @@ class Summary:
 
 
 def predict_files(
-    model: Classifier,
+    model: Predictor,
     inputs: Sequence[str | Path],
     output: Path,
     *,
@@ -60,7 +65,7 @@ def predict_files(
     While it goes on, the rows stand in ``OUTPUT.partial`` (see `outputs`); the output appears whole or not at all.
 
     Args:
-        model: The model.
+        model: A `Classifier` or an `Ensemble`.
         inputs: Files, folders, archives, patterns, or ``-``.
         output: The table to write, ending in .csv, .jsonl or .parquet.
         batch_size: Pictures in one inference.
@@ -80,11 +85,12 @@ def predict_files(
     with Journal(output, model.identity, header, resume=resume) as journal:
         counts.update(_skip_done(items, journal))
         resumed = counts.total()
-        for rows in _predict(model, items, batch_size, workers):
-            journal.append(rows.rows())
-            counts.update(images.cause(s) for s in rows.status)
-            if progress is not None:
-                progress(counts.total(), counts.total() - counts[OK])
+        with closing(_predict(model, items, batch_size, workers)) as answers:
+            for rows in answers:
+                journal.append(rows.rows())
+                counts.update(images.cause(s) for s in rows.status)
+                if progress is not None:
+                    progress(counts.total(), counts.total() - counts[OK])
         journal.finish()
     ok = counts.pop(OK, 0)
     failed = dict(counts.most_common())
@@ -92,7 +98,7 @@ def predict_files(
 
 
 def predict_to_predictions(
-    model: Classifier,
+    model: Predictor,
     inputs: Sequence[str | Path],
     *,
     batch_size: int = BATCH_SIZE,
@@ -120,18 +126,19 @@ def _skip_done(items: Iterator[Item], journal: Journal) -> Iterator[str]:
         yield images.cause(status)
 
 
-def _predict(model: Classifier, items: Iterable[Item], batch_size: int, workers: int | None) -> Iterator[Predictions]:
+def _predict(model: Predictor, items: Iterable[Item], batch_size: int, workers: int | None) -> Generator[Predictions]:
     """Predictions batch by batch."""
-    loaded = _load_ahead(items, model.card.preprocessing, workers or available_cores(), 3 * batch_size)
-    for batch in batches(loaded, batch_size):
-        yield _answer(model, batch)
+    ahead = _load_ahead(items, model, workers or available_cores(), 3 * batch_size)
+    with closing(ahead) as loaded:  # or its threads would live as long as the traceback of an error
+        for batch in batches(loaded, batch_size):
+            yield _answer(model, batch)
 
 
-def _answer(model: Classifier, batch: Sequence[tuple[str, images.Pixels | str]]) -> Predictions:
-    good = [i for i, (_, pixels) in enumerate(batch) if isinstance(pixels, np.ndarray)]
+def _answer(model: Predictor, batch: Sequence[tuple[str, Prepared | str]]) -> Predictions:
+    good = {i: prepared for i, (_, prepared) in enumerate(batch) if not isinstance(prepared, str)}
     probs = np.full((len(batch), len(model.codes)), np.nan)
     if good:
-        probs[good] = model.probabilities(np.stack([np.asarray(batch[i][1]) for i in good]))
+        probs[list(good)] = model.answer_each(list(good.values()))
     return Predictions(
         paths=tuple(name for name, _ in batch),
         status=tuple(x if isinstance(x, str) else OK for _, x in batch),
@@ -141,18 +148,18 @@ def _answer(model: Classifier, batch: Sequence[tuple[str, images.Pixels | str]])
 
 
 def _load_ahead(
-    items: Iterable[Item], spec: Preprocessing, workers: int, ahead: int
-) -> Iterator[tuple[str, images.Pixels | str]]:
+    items: Iterable[Item], model: Predictor, workers: int, ahead: int
+) -> Generator[tuple[str, Prepared | str]]:
     """Read, decode and prepare in threads; yields in order.
 
     At most `ahead` pictures wait, and fewer where the items hold more than `MAX_HELD` bytes.
     """
-    waiting: deque[tuple[Item, Future[images.Pixels | str]]] = deque()
+    waiting: deque[tuple[Item, Future[Prepared | str]]] = deque()
     held = 0
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     try:
         for item in items:
-            waiting.append((item, pool.submit(_load, item, spec)))
+            waiting.append((item, pool.submit(_load, item, model)))
             held += item.held
             while len(waiting) >= ahead or (held > MAX_HELD and waiting):
                 done, future = waiting.popleft()
@@ -165,8 +172,8 @@ def _load_ahead(
         pool.shutdown(cancel_futures=True)
 
 
-def _load(item: Item, spec: Preprocessing) -> images.Pixels | str:
+def _load(item: Item, model: Predictor) -> Prepared | str:
     try:
-        return images.prepare(images.decode(item.read()), spec)
+        return model.prepare(images.decode(item.read()))
     except ImageError as e:
         return str(e)  # the exception itself would keep the bytes of the file alive

@@ -235,6 +235,13 @@ class Content:
         return tuple(r for r in self.classes if r.figures.published is not None)
 
     @property
+    def costs(self) -> tuple[tuple[str, tuple[float, ...]], ...]:
+        """Cost matrix in display order, a code and its row; empty where errors were not weighed."""
+        costs, where = self.run.evaluation.costs, {c: i for i, c in enumerate(self.run.evaluation.codes)}
+        codes = self.run.codes if costs else ()
+        return tuple((t, tuple(costs[where[t]][where[p]] for p in codes)) for t in codes)
+
+    @property
     def ranked(self) -> bool:
         """Whether the classes have AUROC and average precision."""
         return any(r.figures.auroc is not None for r in self.classes)
