@@ -186,14 +186,15 @@ def train(
     ] = None,
 ) -> None:
     """Train a recipe; Ctrl-C stops at a checkpoint, --resume goes on."""
-    _need_torch("Training")
     from marrowscope.config import load_recipe
+
+    # What the user may have mistyped is checked before the seconds that torch takes to load.
+    limit = None if limit_time is None else _seconds(limit_time)
+    chosen = load_recipe(recipe, changes or ())
+    _need_torch("Training")
     from marrowscope.train import train as run_training
 
-    limit = None if limit_time is None else _seconds(limit_time)
-    result = run_training(
-        load_recipe(recipe, changes or ()), data=data, out=out, split=split_file, resume=resume, limit_seconds=limit
-    )
+    result = run_training(chosen, data=data, out=out, split=split_file, resume=resume, limit_seconds=limit)
     if result.best_score is not None:
         typer.echo(f"best epoch {result.best_epoch}: validation score {result.best_score:.4f}; run folder {out}")
     if not result.finished:

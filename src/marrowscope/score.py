@@ -12,6 +12,7 @@ from marrowscope.data.split import check_split
 from marrowscope.datasets import CellImages, batches
 from marrowscope.errors import SplitError
 from marrowscope.evaluate import evaluate_csv
+from marrowscope.files import sha256_file
 from marrowscope.infer.classifier import softmax
 from marrowscope.models import load_run_model
 from marrowscope.schema import OK, Card, Evaluation, Part, Predictions, RunInfo, Split
@@ -41,7 +42,7 @@ def predict_part(
     """
     model, card = load_run_model(run)
     split = Split.read(run / "split.csv")
-    root = Path(RunInfo.read(run / "run.json").data) if data is None else Path(data)
+    root = _data_folder(run, data)
     rows = split.part(part)
     if not rows:
         raise SplitError(f"{run / 'split.csv'} has no image in the part {part!r}.")
@@ -63,6 +64,11 @@ def predict_part(
         probs_NC=softmax(np.concatenate(logits)),
         truth=tuple(r.label for r in rows),
     )
+
+
+def _data_folder(run: Path, data: Path | None) -> Path:
+    """The folder of images that is given, or the one that the run was trained on."""
+    return Path(RunInfo.read(run / "run.json").data) if data is None else Path(data)
 
 
 def evaluate_run(
@@ -93,11 +99,15 @@ def evaluate_run(
         OutputError: The run folder can't be written.
     """
     predictions = predict_part(run, part, data=data, progress=progress)
+    # Scalings and thresholds are fitted on the validation part, never on what is judged.
+    validation = None if part == "val" else predict_part(run, "val", data=data)
+    root = _data_folder(run, data)
+    groups = [sha256_file(root / path) for path in predictions.paths]
     suffix = "" if part == "test" else f"-{part}"
     table = run / f"predictions{suffix}.csv"
     predictions.write(table)
     card = Card.read(run / "card.json")
-    evaluation = evaluate_csv(table, part=part, class_set=card.class_set)
+    evaluation = evaluate_csv(table, part=part, class_set=card.class_set, groups=groups, validation=validation)
     where = output or run / f"evaluation{suffix}.json"
     evaluation.write(where)
     if part == "test":

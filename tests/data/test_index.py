@@ -209,6 +209,11 @@ def test_folder_source_reads_by_name(tmp_path: Path) -> None:
     assert not source.has("BLA/b.png")
     assert not source.has("x" * 5000)
     assert source.size("BLA/b.png") == 0
+    save(tmp_path.parent / "secret.png")
+    for outside in ("../secret.png", "BLA/../../secret.png", str(tmp_path / "BLA/a.png")):
+        assert not source.has(outside)
+        with pytest.raises(ImageError, match="outside"):
+            source.read(outside)
     with pytest.raises(ImageError, match="missing"):
         source.read("BLA/b.png")
 

@@ -30,7 +30,7 @@ COARSE, MIDDLE, SAME = 0.6, 0.78, 0.83
 """Least correlation at 32, 64 and 128 px a side; the last decides. On marrow cells, copies under the changes above had
 0.87 and more, and the likest of all different cells 0.77."""
 
-OUT_OF_LINE = 6.0
+OUT_OF_LINE = 5.0
 """Robust standard deviations from the median."""
 
 StageProgress = Callable[[str, int, int], None]
@@ -204,6 +204,7 @@ def _measure(
     """Measure what the store doesn't hold."""
     missing = [r for r in rows if r.sha256 not in store.where]
     done = len(rows) - len(missing)
+    tell("measure", done, len(rows))
 
     def work(chunk: Sequence[IndexRow]) -> int:
         for r in chunk:

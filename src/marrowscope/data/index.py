@@ -164,7 +164,7 @@ def _unknown_classes(source: Source, unknown: Counter[str]) -> str:
             f"Unknown class label in {source.where}: {_some(names, len(names))} ({images} pictures). "
             f"Known are {allowed}. Give a class map that names a code for each."
         )
-    inside = [part for part in Path(source.where).resolve().parts if part in BY_CODE]
+    inside = [part for part in Path(source.where).resolve().parts[-2:] if part in BY_CODE]
     if inside and len(unknown) == len({n.rpartition("/")[0] for n in source.names}):
         return (
             f"{source.where} lies within the class folder {inside[-1]!r} and holds no class folders of its own. "

@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from marrowscope.cells import BY_CODE
-from marrowscope.errors import DataError
+from marrowscope.errors import DataError, ImageError
 from marrowscope.images import SUFFIXES, read_bytes
 
 _JUNK = frozenset({"thumbs.db", "desktop.ini", "__macosx", "$recycle.bin", "system volume information", "@eadir"})
@@ -95,9 +95,13 @@ class FolderSource(Source):
         return sorted(self._walk())
 
     def read(self, name: str) -> bytes:
+        if name.startswith("/") or ".." in name.split("/"):  # of a split that somebody else wrote
+            raise ImageError("missing: the name points outside of the data folder")
         return read_bytes(self.root / name)
 
     def has(self, name: str) -> bool:
+        if name.startswith("/") or ".." in name.split("/"):
+            return False
         try:
             return (self.root / name).exists()
         except (OSError, ValueError):
