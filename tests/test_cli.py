@@ -198,8 +198,8 @@ def _broken_pictures(folder: Path, good: Path) -> dict[str, str]:
     rgb.convert("CMYK").save(folder / "cmyk.jpg")
     Image.new("1", (30_000, 30_000)).save(folder / "huge.png")
     return {
-        "truncated.jpg": "truncated", "text.jpg": "not a known picture format", "zero.jpg": "empty", "one_pixel.png": "1 x 1 px",
-        "grey16.png": OK, "rgba.png": OK, "cmyk.jpg": OK, "huge.png": "30000 x 30000 px",
+        "truncated.jpg": "truncated", "text.jpg": "not a known picture format", "zero.jpg": "empty",
+        "one_pixel.png": "1 x 1 px", "grey16.png": OK, "rgba.png": OK, "cmyk.jpg": OK, "huge.png": "pixels",
     }  # fmt: skip
 
 

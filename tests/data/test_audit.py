@@ -159,6 +159,15 @@ def test_nothing_is_found_where_nothing_is(small: Path) -> None:
     assert audit.groups == {}
 
 
+def test_page_escapes_names(tmp_path: Path) -> None:
+    name = "<script>alert(1)</script>&'\".png"
+    (tmp_path / "data/BLA").mkdir(parents=True)
+    for i in range(2):
+        noise(1).save(tmp_path / "data/BLA" / f"{i}{name.replace('/', '')}")
+    run_audit(tmp_path / "data", build_index(tmp_path / "data")).write(tmp_path / "audit", tmp_path / "data")
+    assert "<script" not in (tmp_path / "audit/index.html").read_text()
+
+
 def test_broken_conflicting_and_odd_pictures(small: Path, tmp_path: Path) -> None:
     (small / "BLA/cut.png").write_bytes((small / "BLA/001.png").read_bytes()[:500])
     (small / "LYT/same.png").write_bytes((small / "BLA/003.png").read_bytes())
@@ -189,6 +198,12 @@ def test_broken_conflicting_and_odd_pictures(small: Path, tmp_path: Path) -> Non
     with (tmp_path / "audit/near_duplicates.csv").open(newline="") as f:
         (near,) = csv.DictReader(f)
     assert near["transform"] in {"turned 90", "turned 270"}
+    (small / "LYT/same.png").unlink()
+    audit.write(tmp_path / "audit", small)
+    page = (tmp_path / "audit/index.html").read_text()
+    assert page.count("<img ") == 2 + 3 + 1 + len(audit.outliers)  # one of two in conflict is gone
+    assert page.count('class="none"') == 1
+    assert "BLA/cut.png: damaged" in page
     grouped = {r.path: r.group for r in audit.grouped(index)}
     assert grouped["BLA/003.png"] == grouped["LYT/same.png"] != grouped["BLA/005.png"] == grouped["LYT/turned.png"]
     assert grouped["BLA/001.png"] == ""

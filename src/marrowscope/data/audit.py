@@ -17,12 +17,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from marrowscope.data._audit_page import audit_page
 from marrowscope.data._features import STATS, THUMB, FeatureStore, grey_thumb, measure
 from marrowscope.data._neighbours import TRANSFORMS, Match, connected, match, nearest, refine, whiten
 from marrowscope.data._threads import in_threads
 from marrowscope.data.sources import Source, open_source
 from marrowscope.errors import DataError, ImageError
-from marrowscope.files import atomic_open, make_folder
+from marrowscope.files import atomic_open, make_folder, write_text
 from marrowscope.images import decode
 from marrowscope.schema import OK, IndexRow
 
@@ -121,10 +122,11 @@ class Audit:
             **{f"out of line in {m}": n for m, n in sorted(Counter(r.measure for r in self.outliers).items())},
         }
 
-    def write(self, folder: Path) -> None:
-        """Write summary.csv and one table a kind of finding.
+    def write(self, folder: Path, data: Path | None = None) -> None:
+        """Write summary.csv, one table a kind of finding, and, where `data` is given, index.html with the pictures.
 
         Raises:
+            DataError: `data` can't be read.
             OutputError: The folder can't be written.
         """
         make_folder(folder)
@@ -134,6 +136,8 @@ class Audit:
         _table(folder / "near_duplicates.csv", Near._fields, self.near)
         _table(folder / "label_conflicts.csv", Conflict._fields, self.conflicts)
         _table(folder / "outliers.csv", Outlier._fields, self.outliers)
+        if data is not None:
+            write_text(folder / "index.html", audit_page(self, open_source(Path(data)), str(data)))
 
 
 def run_audit(
