@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from enum import StrEnum
@@ -195,6 +196,8 @@ def train(
     from marrowscope.train import train as run_training
 
     result = run_training(chosen, data=data, out=out, split=split_file, resume=resume, limit_seconds=limit)
+    if os.environ.get("RANK", "0") != "0":
+        raise typer.Exit(0 if result.finished else EXIT_STOPPED)
     if result.best_score is not None:
         typer.echo(f"best epoch {result.best_epoch}: validation score {result.best_score:.4f}; run folder {out}")
     if not result.finished:

@@ -302,7 +302,8 @@ def prior_corrected(probs_NC: Floats, prior_C: npt.ArrayLike, iterations: int = 
         previous, p = p, posterior.mean(axis=0)
         if np.abs(p - previous).max() < 1e-10:
             break
-    return p
+    out: Floats = np.asarray(p)
+    return out
 
 
 def _adjusted_figures(

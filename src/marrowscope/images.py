@@ -45,6 +45,8 @@ Pixels = npt.NDArray[np.uint8]
 
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
+_ORIENTATION = 0x0112  # EXIF tag; 1 is upright
+
 _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -195,13 +197,14 @@ def _to_rgb(image: Image.Image) -> Pixels:
         rgba = upright.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         upright = Image.alpha_composite(white, rgba)
-    return np.asarray(upright.convert("RGB"), dtype=np.uint8)
+    return np.asarray(upright if upright.mode == "RGB" else upright.convert("RGB"), dtype=np.uint8)
 
 
 def _upright(image: Image.Image) -> Image.Image:
     """Turn the picture as its EXIF says; one whose EXIF block can't be read stays as it is."""
     try:
-        return ImageOps.exif_transpose(image)
+        # `exif_transpose` would copy a picture that stands upright.
+        return image if image.getexif().get(_ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
     except MemoryError:
         raise
     except Exception:

@@ -19,7 +19,7 @@ from marrowscope.data.index import build_index
 from marrowscope.data.phantom import draw
 from marrowscope.data.split import make_split
 from marrowscope.errors import DataError, OutputError
-from marrowscope.schema import OK, IndexRow
+from marrowscope.schema import OK, IndexRow, Predictions
 
 Change = Callable[[Image.Image, np.random.Generator], Image.Image]
 
@@ -157,6 +157,18 @@ def test_nothing_is_found_where_nothing_is(small: Path) -> None:
     audit = run_audit(small, build_index(small))
     assert audit.summary() | {"images": 0} == dict.fromkeys(audit.summary(), 0)
     assert audit.groups == {}
+
+
+def test_label_errors_are_in_the_tables_and_on_the_page(small: Path, tmp_path: Path) -> None:
+    index = build_index(small)
+    sure = np.array([[0.9, 0.1] if r.label == "BLA" else [0.1, 0.9] for r in index])
+    sure[3] = sure[3][::-1]
+    predictions = Predictions(tuple(r.path for r in index), (OK,) * len(index), ("BLA", "LYT"), sure)
+    audit = run_audit(small, index, predictions=predictions)
+    audit.write(tmp_path / "audit", small)
+    assert audit.summary()["probable label errors"] == 1
+    assert (tmp_path / "audit/label_errors.csv").read_text().splitlines()[1] == "BLA/007.png,BLA,LYT,0.1,0.9,0.8"
+    assert "BLA 0.10, LYT 0.90" in (tmp_path / "audit/index.html").read_text()
 
 
 def test_page_escapes_names(tmp_path: Path) -> None:

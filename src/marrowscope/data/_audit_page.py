@@ -35,11 +35,13 @@ img, .none { width: 160px; height: 160px; object-fit: contain; background: #8882
 
 def audit_page(audit: Audit, source: Source, title: str, limit: int = 100) -> str:
     """HTML text; each section shows at most `limit` findings and says how many there are."""
+    near = list(_near(audit, source, limit))
+    name = f"Audit of {escape(title)}"
     body = [
-        f"<h1>Audit of {escape(title)}</h1>",
+        f"<h1>{name}</h1>",
         f"<p>{escape(NOT_A_MEDICAL_DEVICE)}</p>",
         _summary(audit),
-        *_section("Near duplicates", "One picture is the other one, changed.", list(_near(audit, source, limit)), audit.near),
+        *_section("Near duplicates", "One picture is the other one, changed.", near, audit.near),
         *_section(
             "One picture, several classes",
             "Copies, or near copies, that stand in folders of different classes.",
@@ -54,12 +56,17 @@ def audit_page(audit: Audit, source: Source, title: str, limit: int = 100) -> st
             "Out of line", "Far from the median of all pictures.", list(_outliers(audit, source, limit)), audit.outliers
         ),
         *_section(
+            "Probable label errors", "A model that was not trained on the picture is confident of another class.",
+            list(_label_errors(audit, source, limit)), audit.label_errors or (),
+        ),
+        *_section(
             "Broken files", "Can't be used.",
             [f"<p>{escape(r.path)}: {escape(r.reason)}</p>" for r in audit.broken[:limit]], audit.broken,
         ),
     ]  # fmt: skip
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Audit of {escape(title)}</title>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}<style>{_STYLE}</style></head><body>\n{"".join(body)}</body></html>\n'
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{name}</title>'
+    style = f"<style>{_STYLE}</style>"
+    return f'<!doctype html>\n<html lang="en"><head>{head}{style}</head><body>\n{"".join(body)}</body></html>\n'
 
 
 def _summary(audit: Audit) -> str:
@@ -99,6 +106,12 @@ def _outliers(audit: Audit, source: Source, limit: int) -> Iterator[str]:
     for r in sorted(audit.outliers, key=lambda r: -abs(r.deviation))[:limit]:
         note = f"{escape(r.measure)}: {r.value:g}, median {r.median:g}, {r.deviation:+.1f} robust standard deviations."
         yield _row([_figure(source, r.path, r.label), f'<p class="note">{note}</p>'])
+
+
+def _label_errors(audit: Audit, source: Source, limit: int) -> Iterator[str]:
+    for r in (audit.label_errors or ())[:limit]:
+        note = f"{r.label} {r.label_probability:.2f}, {r.suggested} {r.suggested_probability:.2f}"
+        yield _row([_figure(source, r.path, r.label), f'<p class="note">{escape(note)}</p>'])
 
 
 def _row(cells: Iterable[str]) -> str:

@@ -21,11 +21,12 @@ from marrowscope.data._audit_page import audit_page
 from marrowscope.data._features import STATS, THUMB, FeatureStore, grey_thumb, measure
 from marrowscope.data._neighbours import TRANSFORMS, Match, connected, match, nearest, refine, whiten
 from marrowscope.data._threads import in_threads
+from marrowscope.data.label_errors import LabelError, find_label_errors
 from marrowscope.data.sources import Source, open_source
 from marrowscope.errors import DataError, ImageError
 from marrowscope.files import atomic_open, make_folder, write_text
 from marrowscope.images import decode
-from marrowscope.schema import OK, IndexRow
+from marrowscope.schema import OK, IndexRow, Predictions
 
 COARSE, MIDDLE, SAME = 0.6, 0.78, 0.83
 """Least correlation at 32, 64 and 128 px a side; the last decides. On marrow cells, copies under the changes above had
@@ -104,6 +105,8 @@ class Audit:
     outliers: tuple[Outlier, ...]
     groups: dict[str, str]
     """Path -> name of the group of exact and near duplicates, of all that are in one."""
+    label_errors: tuple[LabelError, ...] | None = None
+    """Probable label errors, the surest first; None where no predictions were given."""
 
     def grouped(self, index: Iterable[IndexRow]) -> list[IndexRow]:
         """The index with the column ``group`` filled in."""
@@ -119,6 +122,7 @@ class Audit:
             "pairs of near duplicates": len(self.near),
             "groups of near duplicates": len({r.group for r in self.near}),
             "groups under more than one class": len({r.group for r in self.conflicts}),
+            **({} if self.label_errors is None else {"probable label errors": len(self.label_errors)}),
             **{f"out of line in {m}": n for m, n in sorted(Counter(r.measure for r in self.outliers).items())},
         }
 
@@ -136,6 +140,8 @@ class Audit:
         _table(folder / "near_duplicates.csv", Near._fields, self.near)
         _table(folder / "label_conflicts.csv", Conflict._fields, self.conflicts)
         _table(folder / "outliers.csv", Outlier._fields, self.outliers)
+        if self.label_errors is not None:
+            _table(folder / "label_errors.csv", LabelError._fields, self.label_errors)
         if data is not None:
             write_text(folder / "index.html", audit_page(self, open_source(Path(data)), str(data)))
 
@@ -148,6 +154,7 @@ def run_audit(
     progress: StageProgress | None = None,
     cache: Path | None = None,
     threshold: float = OUT_OF_LINE,
+    predictions: Predictions | None = None,
 ) -> Audit:
     """Look for what is wrong with the pictures of an index.
 
@@ -159,12 +166,14 @@ def run_audit(
         cache: File that keeps what was measured of each picture (4.9 kB each), so that stopped work goes on and
             pictures of an earlier audit are not measured again; a temporary file by default.
         threshold: Robust standard deviations from which a picture is out of line.
+        predictions: Of a cross-validated model, as for `label_errors.find_label_errors`; for probable label errors.
 
     Raises:
-        DataError: `data` can't be read, or is not what the index was made of.
+        DataError: `data` can't be read, or is not what the index was made of; or the predictions don't fit.
         OutputError: The working file can't be written.
     """
     source = open_source(Path(data))
+    errors = None if predictions is None else tuple(find_label_errors(index, predictions))
     usable = sorted(r for r in index if r.status == OK)
     by_content: dict[str, list[IndexRow]] = defaultdict(list)
     for r in usable:
@@ -196,6 +205,7 @@ def run_audit(
         conflicts=tuple(_conflicts(usable, groups)),
         outliers=tuple(_outliers(usable, measured, threshold)),
         groups=groups,
+        label_errors=errors,
     )
 
 

@@ -124,6 +124,7 @@ def quantised(
             extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
         )
         quantiser.quantize_model()
+        quantiser.model.topological_sort()
     except (ValueError, RuntimeError, KeyError) as e:
         raise ModelError(f"onnxruntime can't quantise this network: {' '.join(str(e).split())[:300]}") from e
     out: onnx.ModelProto = quantiser.model.model
