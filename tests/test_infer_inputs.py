@@ -132,6 +132,12 @@ def test_standard_input_twice() -> None:
         names("-", "-")
 
 
+def test_no_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(DataError, match="no standard input"):
+        list(find_images(["-"]))
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.binary(min_size=1, max_size=9).filter(lambda b: b"\0" not in b and b.strip(b"\r"))), st.integers(1, 7)

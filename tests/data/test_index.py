@@ -56,7 +56,7 @@ def test_junk_and_other_files_get_no_row_but_are_told(tmp_path: Path) -> None:
     notes: list[str] = []
     rows = build_index(tmp_path, note=notes.append)
     assert [r.path for r in rows] == ["BLA/a.jpg"]
-    assert notes == ["4 files that are no pictures by their name were passed over (.csv 2, no suffix 1, .txt 1)."]
+    assert notes == ["Passed over, for their names are not those of pictures: 4 files (.csv 2, no suffix 1, .txt 1)."]
 
 
 def test_broken_files_get_a_row_with_the_reason(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_unknown_class_folders_are_named_and_never_guessed(tmp_path: Path) -> No
 
 def test_pictures_at_the_top_are_told(tmp_path: Path) -> None:
     save(tmp_path / "b.png")
-    with pytest.raises(DataError, match=r"1 pictures lie directly in .*class code .ABE"):
+    with pytest.raises(DataError, match=r"No class folder in .*: 1 picture directly in it.*class code .ABE"):
         build_index(tmp_path)
 
 
@@ -147,7 +147,7 @@ def test_class_folder_as_data_is_told(tmp_path: Path) -> None:
     [
         (lambda p: p.mkdir(), r"No picture found in .* It is empty\."),
         (lambda p: (p / "BLA").mkdir(parents=True), "No picture found"),
-        (lambda p: (p.mkdir(), (p / "a.txt").touch()), "It holds 1 other files"),
+        (lambda p: (p.mkdir(), (p / "a.txt").touch()), "It holds 1 other file\\."),
         (lambda p: None, "No such file"),
         (lambda p: p.write_text("x"), "is a file"),
     ],

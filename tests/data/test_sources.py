@@ -90,7 +90,7 @@ def test_archives_give_the_index_of_the_folder(folder: Path, kind: str) -> None:
     assert [r.status == OK for r in expected] == [True, False, False, True, True]
     told: list[str] = []
     assert build_index(packed(folder, kind), note=told.append) == expected
-    assert told == ["1 files that are no pictures by their name were passed over (.txt 1)."]
+    assert told == ["Passed over, for their names are not those of pictures: 1 file (.txt 1)."]
 
 
 @pytest.mark.parametrize("kind", ["deflated-zip", "pax-tar"])
@@ -286,7 +286,7 @@ def test_parquet_folder_with_numbered_labels_of_a_hub(tmp_path: Path) -> None:
     names = ["blast", "LYT"]
     make_parquet(tmp_path / "data/train-0.parquet", [picture(0), picture(1)], [0, 1], names=names)
     make_parquet(tmp_path / "data/train-1.parquet", [picture(2)], [1], names=names, struct=False)
-    with pytest.raises(DataError, match=r"Unknown class label in .*: 'blast' \(1 pictures\)"):
+    with pytest.raises(DataError, match=r"Unknown class label in .*: 'blast' \(1 picture\)"):
         build_index(tmp_path)
     rows = build_index(tmp_path, classes=ClassMap({"blast": "BLA"}))
     assert [(r.path, r.label, r.original) for r in rows] == [
@@ -338,13 +338,13 @@ def test_class_map_by_folder_and_by_file_prefix(tmp_path: Path) -> None:
         ("neutrophil/BNE_1.jpg", "NGB", "neutrophil/BNE_*"),
         ("neutrophil/SNE_1.jpg", "NGS", "neutrophil"),
     ]
-    assert told == ["1 pictures were dropped by the class map (platelet 1)."]
+    assert told == ["Dropped by the class map: 1 picture (platelet 1)."]
     write_index(tmp_path / "index.csv", rows)
     assert (tmp_path / "index.csv").read_text().startswith("path,label,width,height,bytes,sha256,status,original\n")
     assert read_index(tmp_path / "index.csv") == rows
     with pytest.raises(DataError, match=r"'eosinophil/x', 'neutrophil', 'platelet'"):
         build_index(tmp_path / "data")
-    with pytest.raises(DataError, match="drops all 1"):
+    with pytest.raises(DataError, match="drops every picture"):
         build_index(tmp_path / "data/platelet", classes=ClassMap({"*/*": "drop", "p.jpg": "drop"}))
 
 

@@ -55,10 +55,10 @@ def audit_page(audit: Audit, source: Source, title: str, limit: int = 100) -> st
         *_section(
             "Out of line", "Far from the median of all pictures.", list(_outliers(audit, source, limit)), audit.outliers
         ),
-        *_section(
+        *([] if audit.label_errors is None else _section(
             "Probable label errors", "A model that was not trained on the picture is confident of another class.",
-            list(_label_errors(audit, source, limit)), audit.label_errors or (),
-        ),
+            list(_label_errors(audit, source, limit)), audit.label_errors,
+        )),
         *_section(
             "Broken files", "Can't be used.",
             [f"<p>{escape(r.path)}: {escape(r.reason)}</p>" for r in audit.broken[:limit]], audit.broken,

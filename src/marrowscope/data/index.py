@@ -98,10 +98,10 @@ def _labels(source: Source, classes: ClassMap | None, note: Callable[[str], None
     if unknown:
         raise DataError(_unknown_classes(source, unknown))
     if not labels:
-        raise DataError(f"The class map drops all {dropped.total()} pictures of {source.where}.")
+        raise DataError(f"The class map drops every picture of {source.where} ({_n(dropped.total(), 'picture')}).")
     if note is not None and dropped:
         what = ", ".join(f"{pattern} {n}" for pattern, n in sorted(dropped.items()))
-        note(f"{dropped.total()} pictures were dropped by the class map ({what}).")
+        note(f"Dropped by the class map: {_n(dropped.total(), 'picture')} ({what}).")
     return labels
 
 
@@ -136,6 +136,10 @@ def _header_size(data: bytes) -> tuple[int, int]:
 # -------------------------------------------------------------------------------------------------------- messages
 
 
+def _n(n: int, noun: str) -> str:
+    return f"{n:,} {noun}" + ("" if n == 1 else "s")
+
+
 def _some(names: Iterable[str], total: int) -> str:
     """The first five names, and how many more there are."""
     first = [repr(n) for _, n in zip(range(5), names, strict=False)]
@@ -144,11 +148,11 @@ def _some(names: Iterable[str], total: int) -> str:
 
 def _passed_over(source: Source) -> str:
     kinds = ", ".join(f"{suffix or 'no suffix'} {n}" for suffix, n in source.ignored.most_common(5))
-    return f"{source.ignored.total()} files that are no pictures by their name were passed over ({kinds})."
+    return f"Passed over, for their names are not those of pictures: {_n(source.ignored.total(), 'file')} ({kinds})."
 
 
 def _nothing(source: Source) -> str:
-    other = f" It holds {source.ignored.total()} other files." if source.ignored else " It is empty."
+    other = f" It holds {_n(source.ignored.total(), 'other file')}." if source.ignored else " It is empty."
     return (
         f"No picture found in {source.where}.{other} Give the folder that holds one folder per class, "
         "such as BLA/0001-1000/BLA_00001.jpg."
@@ -157,11 +161,11 @@ def _nothing(source: Source) -> str:
 
 def _unknown_classes(source: Source, unknown: Counter[str]) -> str:
     names = sorted(unknown)
-    images = unknown.total()
+    images = _n(unknown.total(), "picture")
     allowed = " ".join(sorted(BY_CODE))
     if source.label(source.names[0]) is not None:
         return (
-            f"Unknown class label in {source.where}: {_some(names, len(names))} ({images} pictures). "
+            f"Unknown class label in {source.where}: {_some(names, len(names))} ({images}). "
             f"Known are {allowed}. Give a class map that names a code for each."
         )
     inside = [part for part in Path(source.where).resolve().parts[-2:] if part in BY_CODE]
@@ -172,12 +176,12 @@ def _unknown_classes(source: Source, unknown: Counter[str]) -> str:
         )
     if names == [""]:
         return (
-            f"{images} pictures lie directly in {source.where}, in no class folder. Move each into a folder named by "
-            f"its class code ({allowed}), or give a class map."
+            f"No class folder in {source.where}: {images} directly in it. Move each into a folder named by its "
+            f"class code ({allowed}), or give a class map."
         )
     named = _some((f or "." for f in names), len(names))
     return (
-        f"Unknown class folder in {source.where}: {named} ({images} pictures). A picture's class is the nearest folder "
+        f"Unknown class folder in {source.where}: {named} ({images}). A picture's class is the nearest folder "
         f"above it that is named by a class code: {allowed}. Rename the folder, move it out of the data, or give a "
         "class map that names a code for it."
     )

@@ -103,6 +103,8 @@ def _content(name: str) -> Iterator[Item] | None:
 def _names(given: str, stdin: BinaryIO | None) -> Iterator[str]:
     """The paths that one input stands for."""
     if given == STDIN:
+        if stdin is None and sys.stdin is None:
+            raise DataError("There is no standard input to read the list of paths from.")
         yield from _listed(stdin or sys.stdin.buffer)
     elif not glob.has_magic(given) or os.path.lexists(given):
         yield given

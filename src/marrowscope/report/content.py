@@ -231,7 +231,9 @@ class Content:
 
     @property
     def published(self) -> tuple[ClassRow, ...]:
-        """Classes that somebody published figures of."""
+        """Classes that somebody published figures of; none for drawn cells, which compare with nothing."""
+        if self.run.synthetic:
+            return ()
         return tuple(r for r in self.classes if r.figures.published is not None)
 
     @property
