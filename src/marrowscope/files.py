@@ -7,7 +7,7 @@ import hashlib
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -30,8 +30,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path = Path(path)
     temporary: Path | None = None
     try:
-        if path.is_dir():
-            raise OutputError(f"Can't write {path}: it is a folder. Give a file name.")
+        if path.exists() and not path.is_file():
+            raise OutputError(f"Can't write {path}: it is a folder or a device. Give a file name.")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(6)}.part")
         # O_EXCL: never the file of another process; mode 0666 less the umask, as open() would give.
@@ -61,6 +61,12 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
     with atomic_open(path) as f:
         f.write(text)
+
+
+def csv_line(row: Sequence[str]) -> str:
+    """One line of CSV. The `csv` module of Python 3.11 forgets to quote a carriage return in a name."""
+    cells = ('"' + cell.replace('"', '""') + '"' if any(c in cell for c in ',"\r\n') else cell for cell in row)
+    return ",".join(cells) + "\n"
 
 
 def make_folder(path: Path) -> None:

@@ -310,6 +310,21 @@ def test_parquet_that_does_not_fit(tmp_path: Path) -> None:
         build_index(tmp_path)
 
 
+def test_damaged_parquet_is_told_or_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_parquet(tmp_path / "a.parquet", [picture(i) for i in range(4)], ["BLA"] * 4)
+    whole = path.read_bytes()
+    for at in range(4, len(whole), 97):
+        path.write_bytes(whole[:at] + b"\xff" * 8 + whole[at + 8 :])
+        try:
+            assert len(build_index(path, jobs=1)) == 4
+        except DataError as e:
+            assert "a.parquet" in str(e)  # noqa: PT017
+    path.write_bytes(whole)
+    monkeypatch.setattr("marrowscope.data.parquet.MAX_GROUP_BYTES", 100)
+    with pytest.raises(DataError, match="row group of"):
+        build_index(path)
+
+
 def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     (tmp_path / "a.parquet").write_bytes(b"x")

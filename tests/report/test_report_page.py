@@ -128,7 +128,9 @@ def test_matrix_buttons_are_the_confusion(page: Page, run: Path) -> None:
     assert f": {e.confusion[i][j]} (" in str(first["aria-label"])
 
 
-def test_further_judgement_is_shown(page: Page, run: Path) -> None:
+def test_further_judgement_is_shown(make_run: MakeRun) -> None:
+    run = make_run(96, synthetic=False)
+    page = Page(write_report(run).read_text(encoding="utf-8"))
     text = (run / "report.md").read_text(encoding="utf-8")
     assert "Somebody (2020), <b>Table 1</b>" in page.words
     assert "NGB–NGS, BLA–PMO" in page.words

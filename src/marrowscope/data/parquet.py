@@ -6,6 +6,7 @@ import functools
 import importlib
 import json
 import threading
+from bisect import bisect_right
 from collections import Counter, OrderedDict
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,10 @@ from marrowscope.images import MAX_BYTES
 IMAGE_COLUMNS = ("image", "img", "picture", "bytes", "image_bytes", "data")
 LABEL_COLUMNS = ("label", "labels", "class", "cell_type", "target")
 
-_HELD = 3  # row groups in memory: neighbouring threads work on neighbouring rows
+MAX_GROUP_BYTES = 1 << 30
+"""A row group is read as a whole; a larger one, unpacked, is refused."""
+
+_HELD = 2  # row groups in memory: neighbouring threads work on neighbouring rows
 
 
 class ParquetSource(Source):
@@ -111,6 +115,12 @@ class _Table:
         self.labelled = self._column(LABEL_COLUMNS, "label")
         sizes = [self.file.metadata.row_group(i).num_rows for i in range(self.file.num_row_groups)]
         self.starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        largest = max((self.file.metadata.row_group(i).total_byte_size for i in range(len(sizes))), default=0)
+        if largest > MAX_GROUP_BYTES:
+            raise DataError(
+                f"{path} has a row group of {largest:,} bytes; allowed are {MAX_GROUP_BYTES:,}. "
+                "Write it anew with smaller row groups."
+            )
 
     def _column(self, allowed: tuple[str, ...], kind: str) -> str:
         found = [n for n in self.schema.names if n.lower() in allowed]
@@ -123,7 +133,10 @@ class _Table:
 
     def labels(self) -> list[str]:
         """The label of each row as text, empty where there is none."""
-        values = self._read(lambda: self.file.read(columns=[self.labelled]).column(0).to_pylist())
+        try:
+            values = self._read(lambda: self.file.read(columns=[self.labelled]).column(0).to_pylist())
+        except ImageError as e:
+            raise DataError(f"Can't read the labels of {self.path}: {e}.") from None
         names = self._label_names()
         return [self._label(v, names) for v in values]
 
@@ -145,7 +158,7 @@ class _Table:
 
     def place(self, row: int) -> tuple[int, int]:
         """Row group of a row, and its place there."""
-        group = max(i for i, start in enumerate(self.starts) if start <= row)
+        group = bisect_right(self.starts, row) - 1
         return group, row - self.starts[group]
 
     def images(self, group: int) -> list[bytes | None]:

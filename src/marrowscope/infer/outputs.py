@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from marrowscope.errors import MissingExtraError, OutputError
-from marrowscope.files import UNDECODABLE, UTF8, atomic_open, atomic_path
+from marrowscope.files import UNDECODABLE, UTF8, atomic_open, atomic_path, csv_line
 from marrowscope.schema import OK, Predictions
 
 _FIXED = len(Predictions.FIXED)
@@ -106,7 +106,7 @@ class Journal:
         return self._file
 
     def _write(self, rows: Iterable[Sequence[str]]) -> None:
-        data = "".join(map(_line, rows)).encode(UTF8, UNDECODABLE)
+        data = "".join(map(csv_line, rows)).encode(UTF8, UNDECODABLE)
         self._file.seek(self._end)
         self._file.write(data)
         self._file.flush()
@@ -173,12 +173,6 @@ def _locked(path: Path) -> IO[bytes]:
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
         file.close()
-
-
-def _line(row: Sequence[str]) -> str:
-    """One line of CSV. The `csv` module of Python 3.11 forgets to quote a carriage return in a name."""
-    cells = ('"' + cell.replace('"', '""') + '"' if any(c in cell for c in ',"\r\n') else cell for cell in row)
-    return ",".join(cells) + "\n"
 
 
 def _records(file: IO[bytes]) -> Iterator[tuple[list[str], int]]:
