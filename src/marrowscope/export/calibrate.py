@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnx
 
 from marrowscope.images import Pixels
-from marrowscope.infer.classifier import INPUT
+from marrowscope.infer.classifier import INPUT, available_cores
 
 BINS = 8192
 LEVELS = 256
@@ -44,10 +44,7 @@ class Histogram:
 
 
 def observe(
-    proto: onnx.ModelProto,
-    tensors: Sequence[str],
-    chunks: Callable[[], Iterable[Pixels]],
-    run: Callable[[onnx.ModelProto, Sequence[str]], Callable[[Pixels], Sequence[npt.NDArray[np.float32]]]],
+    proto: onnx.ModelProto, tensors: Sequence[str], chunks: Callable[[], Iterable[Pixels]]
 ) -> dict[str, Histogram]:
     """Run cells through a network and count the values of some of its tensors.
 
@@ -55,18 +52,22 @@ def observe(
         proto: The float32 network.
         tensors: Names of tensors in it.
         chunks: Gives the cells, uint8 (N, size, size, 3) each time; called twice.
-        run: Opens a network for the values of some tensors.
     """
-    values = run(with_outputs(proto, tensors), tensors)
-    low = dict.fromkeys(tensors, np.inf)
-    high = dict.fromkeys(tensors, -np.inf)
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = available_cores()
+    content = with_outputs(proto, tensors).SerializeToString()
+    session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    low, high = dict.fromkeys(tensors, np.inf), dict.fromkeys(tensors, -np.inf)
     for chunk in chunks():
-        for name, array in zip(tensors, values(chunk), strict=True):
+        for name, array in zip(tensors, session.run(list(tensors), {INPUT: chunk}), strict=True):
             low[name] = min(low[name], float(array.min()))
             high[name] = max(high[name], float(array.max()))
     counts = {name: np.zeros(BINS) for name in tensors}
     for chunk in chunks():
-        for name, array in zip(tensors, values(chunk), strict=True):
+        for name, array in zip(tensors, session.run(list(tensors), {INPUT: chunk}), strict=True):
             width = max(high[name] - low[name], 1e-12)
             bins = ((array.ravel() - np.float32(low[name])) * np.float32(BINS / width)).astype(np.int32)
             counts[name] += np.bincount(np.clip(bins, 0, BINS - 1), minlength=BINS)
@@ -106,7 +107,7 @@ def entropy(histogram: Histogram) -> Range:
     largest = max(abs(histogram.low), abs(histogram.high))
     candidates = [
         (max(histogram.low, -largest * share), min(histogram.high, largest * share))
-        for share in np.geomspace(LEVELS / BINS, 1.0, 48)
+        for share in map(float, np.geomspace(LEVELS / BINS, 1.0, 48))
     ]
     candidates = [c for c in candidates if c[1] > c[0]]
     losses = [_divergence(histogram, low, high) for low, high in candidates]

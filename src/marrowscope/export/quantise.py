@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,32 +19,16 @@ BETWEEN = ("Relu", "Clip", "Add", "MaxPool")
 """What stands between convolutions; kept in eight bits, so that nothing is converted to and fro."""
 
 
-def simplified(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The same network with batch norms folded into convolutions and constants computed, in standard operators."""
-    import onnxruntime as ort
-
-    with tempfile.TemporaryDirectory() as folder:
-        source, target = Path(folder) / "in.onnx", Path(folder) / "out.onnx"
-        onnx.save(proto, str(source))
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.optimized_model_filepath = str(target)
-        ort.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
-        simple = onnx.load(str(target))
-    out: onnx.ModelProto = onnx.shape_inference.infer_shapes(simple)
-    # Opsets of onnxruntime's own that it names in every file it writes, and this one does not use.
-    used = {n.domain for n in out.graph.node}
-    kept = [o for o in out.opset_import if o.domain in used | {""}]
-    del out.opset_import[:]
-    out.opset_import.extend(kept)
+def with_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The same network with the shape and type of every tensor, and a name for every node."""
+    out: onnx.ModelProto = onnx.shape_inference.infer_shapes(proto)
     for i, node in enumerate(out.graph.node):
         node.name = node.name or f"{node.op_type}_{i}"
     return out
 
 
 class Layers:
-    """The layers of a simplified network that can be quantised.
+    """The layers of a network that can be quantised.
 
     Attributes:
         names: Layers with weights, in the order of the graph, without the first convolution and the head.
@@ -97,7 +79,7 @@ def quantised(
     Weights are int8, symmetric, with a scale per output channel; activations are uint8 with one scale a tensor.
 
     Args:
-        proto: A simplified network.
+        proto: A network, `with_shapes`.
         layers: Its layers.
         ranges: For each of `Layers.tensors`.
         in_float: Further layers that stay in float32.
@@ -129,8 +111,3 @@ def quantised(
         raise ModelError(f"onnxruntime can't quantise this network: {' '.join(str(e).split())[:300]}") from e
     out: onnx.ModelProto = quantiser.model.model
     return out
-
-
-def ordered_by(scores: Mapping[str, float], names: Sequence[str]) -> list[str]:
-    """Names by falling score."""
-    return sorted(names, key=lambda n: -scores[n])

@@ -1,0 +1,157 @@
+"""Whether an ONNX file answers as the checkpoint does, and how fast it is."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from marrowscope.evaluate.compare import paired_difference
+from marrowscope.evaluate.figures import proportion
+from marrowscope.evaluate.metrics import Integers
+from marrowscope.images import Pixels
+from marrowscope.infer.classifier import Classifier
+from marrowscope.schema import Figure
+
+TOLERANCE = 1e-4
+"""A probability of the fp32 file may differ from the checkpoint's by less than this."""
+
+SAME_ANSWERS = 0.99
+"""Least share of validation cells on which an int8 or fp16 file gives the answer of the fp32 file."""
+
+LOST_ACCURACY = 0.005
+"""Most accuracy on validation that an int8 or fp16 file may lose."""
+
+PAYS_FROM = 1.3
+"""An int8 file that is not this many times as fast as fp32 isn't worth its loss."""
+
+DRAWS = 2000
+_ROUNDS, _BATCH = 7, 4
+
+Probabilities = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far an ONNX file is from its checkpoint, and what it costs; below `agreement`, only int8 and fp16 have values.
+
+    Attributes:
+        pictures: Number of pictures compared.
+        real: Whether they were cells of the run's data (or noise, where the data are not at hand).
+        max_difference: Largest absolute difference of a probability: of the checkpoint and the fp32 file, or of the
+            fp32 file and the smaller one.
+        precision: ``fp32``, ``fp16`` or ``int8``.
+        agreement: Share of validation cells with the fp32 file's answer.
+        accuracy: On validation.
+        accuracy_change: Less that of the fp32 file, on the same cells.
+        speed: How many times as fast as the fp32 file, one thread each, measured in turns.
+        size: Bytes of the file as a share of the fp32 file's.
+        method: What chose the ranges of int8: MinMax, Percentile or Entropy.
+        in_float: Layers that int8 leaves in float32.
+    """
+
+    pictures: int
+    real: bool
+    max_difference: float
+    precision: str = "fp32"
+    agreement: Figure | None = None
+    accuracy: Figure | None = None
+    accuracy_change: Figure | None = None
+    speed: float | None = None
+    size: float | None = None
+    method: str = ""
+    in_float: tuple[str, ...] = ()
+
+    @property
+    def passes(self) -> bool:
+        """Whether the gate lets the file through."""
+        if self.agreement is None or self.accuracy_change is None:
+            return self.max_difference < TOLERANCE
+        same, change = self.agreement.value, self.accuracy_change.value
+        return same is not None and change is not None and same >= SAME_ANSWERS and change >= -LOST_ACCURACY
+
+    @property
+    def pays(self) -> bool | None:
+        """Whether the file is worth its loss in speed; None where the speed wasn't measured."""
+        return None if self.speed is None else self.speed > PAYS_FROM
+
+    def lines(self) -> list[str]:
+        """What to tell the user, a line each."""
+        pictures = f"{self.pictures} {'cells' if self.real else 'noise pictures'}"
+        out = [f"largest difference of a probability on {pictures}: {self.max_difference:.1e}"]
+        if self.agreement is not None:
+            out.append(f"the same answers as fp32: {self.agreement}; accuracy {self.accuracy}")
+            out.append(f"accuracy less that of fp32: {self.accuracy_change}")
+        if self.method:
+            out.append(f"ranges by {self.method}; in float32: {', '.join(self.in_float)}")
+        if self.speed is not None and self.size is not None:
+            out.append(f"{self.speed:.2f} times as fast as fp32 (one thread), {self.size:.0%} of its size")
+        if self.precision == "int8" and self.pays is False:
+            out.append(f"int8 does not pay for this network here: it is not more than {PAYS_FROM} times as fast")
+        return out
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What the validation cells are.
+
+    Attributes:
+        labels_N: Places of the true classes.
+        group_N: Cells that are no independent evidence (identical files) share a number.
+        codes: Class codes.
+    """
+
+    labels_N: Integers
+    group_N: Integers
+    codes: Sequence[str]
+
+
+def compare_answers(precision: str, expected: Probabilities, answered: Probabilities, truth: Truth) -> Parity:
+    """Compare a smaller file's answers with those of the fp32 file, both (N, C), on the whole validation part."""
+    first, second = expected.argmax(1), answered.argmax(1)
+    right_first, right_second = first == truth.labels_N, second == truth.labels_N
+    return Parity(
+        pictures=len(expected),
+        real=True,
+        max_difference=float(np.abs(expected - answered).max()),
+        precision=precision,
+        agreement=proportion(first == second, truth.group_N),
+        accuracy=proportion(right_second, truth.group_N),
+        accuracy_change=paired_difference(right_first, right_second, truth.group_N, DRAWS, 0),
+    )
+
+
+def explain(parity: Parity, expected: Probabilities, answered: Probabilities, codes: Sequence[str]) -> str:
+    """Why the gate is shut: the figures, what is asked for, and which classes are mistaken for which."""
+    first, second = expected.argmax(1), answered.argmax(1)
+    changed = Counter((codes[a], codes[b]) for a, b in zip(first, second, strict=True) if a != b)
+    pairs = ", ".join(f"{a} to {b} {n}" for (a, b), n in changed.most_common(6))
+    return (
+        f"the same answers as fp32 on {parity.agreement} of {parity.pictures} validation cells (at least "
+        f"{SAME_ANSWERS} is needed), accuracy changed by {parity.accuracy_change} (at most -{LOST_ACCURACY} is "
+        f"allowed); answers that changed: {pairs or 'none'}"
+    )
+
+
+def speed_ratio(reference: Path, other: Path, cells: Pixels) -> float:
+    """How many times as fast as the first file the second is: one thread each, in turns, median of the rounds.
+
+    The processor's time is measured, so that other programs on a busy machine don't count.
+    """
+    first, second = (Classifier.load(p, threads=1) for p in (reference, other))
+    batch = cells[:_BATCH]
+    ratios = []
+    for turn in range(_ROUNDS + 1):
+        start = time.process_time()
+        first.logits(batch)
+        middle = time.process_time()
+        second.logits(batch)
+        end = time.process_time()
+        if turn:  # the first one warms up
+            ratios.append((middle - start) / max(end - middle, 1e-9))
+    return float(np.median(ratios))

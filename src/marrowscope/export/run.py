@@ -1,0 +1,261 @@
+"""From a run folder to an ONNX file that was checked."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import onnx
+import torch
+
+from marrowscope.data.split import check_split
+from marrowscope.datasets import CellImages, unreadable
+from marrowscope.errors import ImageError, ModelError, SplitError
+from marrowscope.evaluate.intervals import number_groups
+from marrowscope.export.calibrate import METHODS, Range, coarseness, observe
+from marrowscope.export.graph import to_onnx, with_half_weights, write_onnx
+from marrowscope.export.parity import (
+    TOLERANCE,
+    Parity,
+    Probabilities,
+    Truth,
+    compare_answers,
+    explain,
+    speed_ratio,
+)
+from marrowscope.export.quantise import Layers, quantised, with_shapes
+from marrowscope.files import atomic_path, sha256_file
+from marrowscope.images import Pixels, load_prepared
+from marrowscope.infer.classifier import Classifier, available_cores, softmax
+from marrowscope.models import CellClassifier, load_run_model
+from marrowscope.schema import Card, Preprocessing, RunInfo, Split
+
+Precision = Literal["fp32", "fp16", "int8"]
+
+CALIBRATION = 128
+"""Training cells whose activations set the ranges of int8."""
+
+CHOICE = 256
+"""Validation cells, at most, on which the rules for the ranges are compared."""
+
+IN_FLOAT = (0.0, 0.1, 0.25, 0.5)
+"""Shares of the layers that stay in float32, tried in this order until the gate opens."""
+
+CACHE = 500_000_000
+"""Bytes of prepared pictures that may be held in memory."""
+
+_CHUNK = 16
+
+Chunks = Callable[[], Iterator[Pixels]]
+
+
+def export_onnx(
+    run: Path, output: Path, *, precision: Precision = "fp32", data: Path | None = None, pictures: int = 100
+) -> Parity:
+    """Write a run's best model as ONNX, if it answers like the checkpoint.
+
+    The file holds the normalisation, and in its metadata the model card: classes, preprocessing, data and licence.
+
+    ``fp32``: every probability within `TOLERANCE` of the checkpoint's.
+
+    ``fp16``: weights stored as float16, computed in float32. onnxruntime has next to no float16 kernels for x86
+    processors, and would convert to and fro at each layer; so the weights are converted once, when the file is opened.
+    Half the size, and the speed of fp32.
+
+    ``int8``: matrix products and convolutions in eight bits, static: weights per channel, activations by ranges from
+    training cells (`CALIBRATION`), so that an answer doesn't depend on the other pictures of a batch, as it would with
+    dynamic ranges. Of three rules for the ranges the one nearest to fp32 on validation cells is taken. The
+    first convolution, the head, norms, softmax and the normalisation stay in float32; further layers as well, those
+    first whose steps are coarsest, where the gate would stay shut. On processors without VNNI (before about 2019)
+    onnxruntime's sums of int8 products can saturate: check accuracy there.
+
+    fp16 and int8 must give the fp32 file's answer on at least 99 % of the whole validation part and lose no more than
+    0.5 points of accuracy there.
+
+    Args:
+        run: Run folder.
+        output: The ONNX file.
+        precision: ``fp32``, ``fp16`` or ``int8``.
+        data: Folder of images for the comparison; without it, the one that the run was trained on.
+        pictures: How many cells of the validation part to compare checkpoint and fp32 on (noise where the data are not
+            at hand).
+
+    Raises:
+        ModelError: The run has no model, a precision that is not allowed, or a file that would answer otherwise;
+            nothing is written then.
+        SplitError: The validation part is empty, or its pictures are not at hand (fp16 and int8 only).
+        DataError: There is no folder of images, or a picture can't be read any more (likewise).
+        OutputError: The file can't be written.
+    """
+    if precision not in get_args(Precision):
+        raise ModelError(f"Unknown precision {precision!r}; allowed: {', '.join(get_args(Precision))}.")
+    model, card = load_run_model(run)
+    card = card.model_copy(update={"precision": precision})
+    validation = None if precision == "fp32" else _validation(run, card, data)
+    proto = to_onnx(model, card)
+    samples, real = _samples(run, card.preprocessing, data, pictures)
+    with atomic_path(output) as temporary, tempfile.TemporaryDirectory() as folder:
+        exact = temporary if validation is None else Path(folder) / "fp32.onnx"
+        write_onnx(proto, card, exact)
+        difference = _max_difference(model, exact, samples)
+        if not difference < TOLERANCE:
+            raise ModelError(
+                f"The ONNX file of {run} would differ from its checkpoint by {difference:.2g} in a probability "
+                f"(allowed: below {TOLERANCE:g}, on {len(samples)} pictures). Nothing was written."
+            )
+        if validation is None:
+            return Parity(len(samples), real, difference)
+        work = _Work(proto, card, exact, temporary, validation)
+        parity = work.half() if precision == "fp16" else work.int8(_calibration(run, card, data))
+        speed = speed_ratio(exact, temporary, samples)
+        return replace(parity, speed=speed, size=temporary.stat().st_size / exact.stat().st_size)
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """Cells of a part, chunk by chunk; and what they are."""
+
+    images: CellImages
+    truth: Truth
+
+    def chunks(self, most: int | None = None) -> Iterator[Pixels]:
+        """All cells, or `most` of them spread over the part: uint8 (N, size, size, 3) each time."""
+        places = self.places(most)
+        for start in range(0, len(places), _CHUNK):
+            yield np.stack([self._load(int(i)) for i in places[start : start + _CHUNK]])
+
+    def places(self, most: int | None = None) -> Sequence[int]:
+        """Their places."""
+        n = len(self.images)
+        return [int(i) for i in _spread(n, n if most is None else most)]
+
+    def _load(self, place: int) -> Pixels:
+        try:
+            return self.images.load(place)
+        except ImageError as e:
+            raise unreadable([f"{self.images.rows[place].path}: {e}"]) from None
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is known when a smaller file is to be made: the fp32 network and file, and the validation cells."""
+
+    proto: onnx.ModelProto
+    card: Card
+    exact: Path
+    target: Path
+    validation: _Cells
+
+    def half(self) -> Parity:
+        write_onnx(with_half_weights(self.proto), self.card, self.target)
+        expected, answered = self._answers(self.exact), self._answers(self.target)
+        parity = compare_answers("fp16", expected, answered, self.validation.truth)
+        if not parity.passes:
+            raise self._refused(explain(parity, expected, answered, self.card.codes))
+        return parity
+
+    def int8(self, calibration: _Cells) -> Parity:
+        proto = with_shapes(self.proto)
+        layers = Layers(proto)
+        if not layers.names:
+            raise ModelError(f"{self.card.architecture} has no layer that int8 could speed up. Take fp32 or fp16.")
+        histograms = observe(proto, layers.tensors(), lambda: calibration.chunks(CALIBRATION))
+        ranges = {m: {name: rule(h) for name, h in histograms.items()} for m, rule in METHODS.items()}
+        expected = self._answers(self.exact)
+        method = self._best_method(proto, layers, ranges, expected)
+        scores = {n: coarseness(histograms[layers.inputs[n]], ranges[method][layers.inputs[n]]) for n in layers.names}
+        worst_first = sorted(layers.names, key=lambda n: -scores[n])
+        reason = ""
+        for share in IN_FLOAT:
+            in_float = worst_first[: round(share * len(worst_first))]
+            write_onnx(quantised(proto, layers, ranges[method], in_float), self.card, self.target)
+            answered = self._answers(self.target)
+            parity = compare_answers("int8", expected, answered, self.validation.truth)
+            if parity.passes:
+                return replace(parity, method=method, in_float=(*layers.kept, *in_float))
+            # Told of the first try: more layers in float32 make a file slower, but need not make it better.
+            reason = reason or explain(parity, expected, answered, self.card.codes)
+        raise self._refused(f"{reason}. With {IN_FLOAT[-1]:.0%} of the layers in float32 it is no better")
+
+    def _best_method(
+        self,
+        proto: onnx.ModelProto,
+        layers: Layers,
+        ranges: dict[str, dict[str, Range]],
+        expected: Probabilities,
+    ) -> str:
+        """The rule for ranges whose answers are nearest to fp32 on validation cells (mean distance of probabilities)."""
+        places = self.validation.places(CHOICE)
+        distance = {}
+        for method, chosen in ranges.items():
+            write_onnx(quantised(proto, layers, chosen), self.card, self.target)
+            distance[method] = float(np.abs(self._answers(self.target, CHOICE) - expected[places]).mean())
+        return min(distance, key=lambda m: distance[m])
+
+    def _answers(self, file: Path, most: int | None = None) -> Probabilities:
+        served = Classifier.load(file)
+        return np.concatenate([served.probabilities(chunk) for chunk in self.validation.chunks(most)])
+
+    def _refused(self, reason: str) -> ModelError:
+        precision = self.card.precision
+        return ModelError(
+            f"The {precision} file of {self.card.name} would answer otherwise than fp32: {reason}. Nothing was "
+            f"written. Export {'fp16' if precision == 'int8' else 'fp32'} instead."
+        )
+
+
+def _validation(run: Path, card: Card, data: Path | None) -> _Cells:
+    """The whole validation part, in memory where it is small."""
+    root, split = _data_folder(run, data), Split.read(run / "split.csv")
+    rows = split.part("val")
+    if not rows:
+        raise SplitError(f"{run / 'split.csv'} has no image in the part 'val', which {card.precision} is judged on.")
+    check_split(split, root)
+    images = CellImages(root, rows, card.codes, card.preprocessing)
+    if len(rows) * card.preprocessing.size**2 * 3 <= CACHE:
+        images.fill_cache(workers=available_cores())
+    groups = number_groups([sha256_file(root / r.path) for r in rows])
+    return _Cells(images, Truth(images.labels, groups, card.codes))
+
+
+def _calibration(run: Path, card: Card, data: Path | None) -> _Cells:
+    """Cells spread over the training part, by path, and so over the classes."""
+    rows = Split.read(run / "split.csv").part("train")
+    chosen = [rows[i] for i in _spread(len(rows), CALIBRATION)]
+    images = CellImages(_data_folder(run, data), chosen, card.codes, card.preprocessing)
+    return _Cells(images, Truth(images.labels, np.arange(len(chosen)), card.codes))
+
+
+def _data_folder(run: Path, data: Path | None) -> Path:
+    return Path(RunInfo.read(run / "run.json").data) if data is None else Path(data)
+
+
+def _spread(n: int, most: int) -> Sequence[int]:
+    """At most `most` places out of n, evenly spread."""
+    return [int(i) for i in np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int))]
+
+
+def _samples(run: Path, spec: Preprocessing, data: Path | None, n: int) -> tuple[Pixels, bool]:
+    """Prepared pictures (N, size, size, 3): spread over the validation part, or noise."""
+    root = _data_folder(run, data)
+    rows = Split.read(run / "split.csv").part("val")
+    paths = [root / rows[i].path for i in _spread(len(rows), n)]
+    if paths and all(p.is_file() for p in paths):
+        return np.stack([load_prepared(p, spec) for p in paths]), True
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (16, spec.size, spec.size, 3), dtype=np.uint8), False
+
+
+def _max_difference(model: CellClassifier, file: Path, samples: Pixels) -> float:
+    served = Classifier.load(file)
+    worst = 0.0
+    for start in range(0, len(samples), _CHUNK):
+        chunk = samples[start : start + _CHUNK]
+        with torch.inference_mode():
+            ours = model(torch.from_numpy(chunk).permute(0, 3, 1, 2)).numpy()
+        worst = max(worst, float(np.abs(softmax(ours) - served.probabilities(chunk)).max()))
+    return worst
