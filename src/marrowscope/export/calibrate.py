@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from marrowscope.export.graph import copied
 from marrowscope.images import Pixels
 from marrowscope.infer.classifier import INPUT, available_cores
 
@@ -76,8 +77,7 @@ def observe(
 
 def with_outputs(proto: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
     """The same network, which also gives these tensors."""
-    out = onnx.ModelProto()
-    out.CopyFrom(proto)
+    out = copied(proto)
     have = {o.name for o in out.graph.output}
     for name in tensors:
         if name not in have and name != INPUT:

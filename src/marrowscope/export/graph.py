@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -17,9 +16,6 @@ from marrowscope.errors import ModelError
 from marrowscope.infer.classifier import CARD_KEY, INPUT, OUTPUT
 from marrowscope.models import CellClassifier
 from marrowscope.schema import Card
-
-HALF_FROM = 256
-"""Weights of fewer values stay float32 in an fp16 file: they take no room, and norms and biases need the digits."""
 
 _HALF_MAX = float(np.finfo(np.float16).max)
 
@@ -65,7 +61,7 @@ def to_onnx(model: CellClassifier, card: Card) -> onnx.ModelProto:
 
 def write_onnx(proto: onnx.ModelProto, card: Card, path: Path) -> None:
     """Check a network, put the card in its metadata, and write it."""
-    proto = _copy(proto)
+    proto = copied(proto)
     del proto.metadata_props[:]
     entry = proto.metadata_props.add()
     entry.key, entry.value = CARD_KEY, card.model_dump_json()
@@ -78,15 +74,16 @@ def with_half_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
     """The same network with its weights stored as float16, and computed in float32.
 
     A weight is followed by a cast, which onnxruntime carries out once, when it opens the file. Tensors that float16
-    can't hold (above 65,504) and small ones (below `HALF_FROM` values) stay as they are.
+    can't hold (above 65,504) stay as they are, and so do vectors: norms, biases and the scales of int8 take no room,
+    and need the digits.
     """
-    out = _copy(proto)
+    out = copied(proto)
     casts = []
     for tensor in out.graph.initializer:
         if tensor.data_type != TensorProto.FLOAT:
             continue
         values = numpy_helper.to_array(tensor)
-        if values.size < HALF_FROM or not np.abs(values).max() <= _HALF_MAX:
+        if values.ndim < 2 or not np.abs(values).max() <= _HALF_MAX:
             continue
         name, stored = tensor.name, f"{tensor.name}.fp16"
         tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), stored))
@@ -97,7 +94,8 @@ def with_half_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
     return out
 
 
-def _copy(proto: onnx.ModelProto) -> Any:
-    out = onnx.ModelProto()
+def copied(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy that may be changed."""
+    out: onnx.ModelProto = onnx.ModelProto()
     out.CopyFrom(proto)
     return out

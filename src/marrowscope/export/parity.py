@@ -38,7 +38,7 @@ Probabilities = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Parity:
-    """How far an ONNX file is from its checkpoint, and what it costs; below `agreement`, only int8 and fp16 have values.
+    """How far an ONNX file is from its checkpoint, and what it costs; from `agreement` on, of fp16 and int8 only.
 
     Attributes:
         pictures: Number of pictures compared.

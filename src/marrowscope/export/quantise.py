@@ -10,6 +10,7 @@ import onnx
 
 from marrowscope.errors import ModelError
 from marrowscope.export.calibrate import Range
+from marrowscope.export.graph import copied
 from marrowscope.infer.classifier import OUTPUT
 
 LAYERS = ("Conv", "MatMul", "Gemm")
@@ -89,11 +90,9 @@ def quantised(
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
     data: dict[str, Any] = {name: tuple(np.float32(v) for v in r) for name, r in ranges.items()}
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
     try:
         quantiser = QDQQuantizer(
-            copy,
+            copied(proto),
             per_channel=True,
             reduce_range=False,
             weight_qType=QuantType.QInt8,

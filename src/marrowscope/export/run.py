@@ -70,7 +70,7 @@ def export_onnx(
     training cells (`CALIBRATION`), so that an answer doesn't depend on the other pictures of a batch, as it would with
     dynamic ranges. Of three rules for the ranges the one nearest to fp32 on validation cells is taken. The
     first convolution, the head, norms, softmax and the normalisation stay in float32; further layers as well, those
-    first whose steps are coarsest, where the gate would stay shut. On processors without VNNI (before about 2019)
+    first whose steps are coarsest, where the gate would stay shut; their weights are stored as in fp16. On processors without VNNI (before about 2019)
     onnxruntime's sums of int8 products can saturate: check accuracy there.
 
     fp16 and int8 must give the fp32 file's answer on at least 99 % of the whole validation part and lose no more than
@@ -172,7 +172,8 @@ class _Work:
         reason = ""
         for share in IN_FLOAT:
             in_float = worst_first[: round(share * len(worst_first))]
-            write_onnx(quantised(proto, layers, ranges[method], in_float), self.card, self.target)
+            network = with_half_weights(quantised(proto, layers, ranges[method], in_float))
+            write_onnx(network, self.card, self.target)
             answered = self._answers(self.target)
             parity = compare_answers("int8", expected, answered, self.validation.truth)
             if parity.passes:
@@ -188,7 +189,7 @@ class _Work:
         ranges: dict[str, dict[str, Range]],
         expected: Probabilities,
     ) -> str:
-        """The rule for ranges whose answers are nearest to fp32 on validation cells (mean distance of probabilities)."""
+        """The rule whose answers are nearest to those of fp32 on validation cells: mean distance of probabilities."""
         places = self.validation.places(CHOICE)
         distance = {}
         for method, chosen in ranges.items():

@@ -27,6 +27,7 @@ from lightning_fabric import Fabric
 import marrowscope
 from marrowscope.cells import class_set
 from marrowscope.config import Recipe, load_recipe, recipe_toml
+from marrowscope.data.folds import fold_split
 from marrowscope.data.index import build_index
 from marrowscope.data.provenance import is_synthetic, training_data
 from marrowscope.data.split import check_split, make_split
@@ -74,6 +75,7 @@ def train(
     data: Path,
     out: Path,
     split: Path | None = None,
+    fold: int | None = None,
     resume: bool = False,
     limit_seconds: float | None = None,
     quiet: bool = False,
@@ -86,6 +88,7 @@ def train(
         out: Run folder; made if it isn't there.
         split: A split.csv; without it, the run indexes `data` and draws a split by the recipe's `data.ratios`,
             `data.cap` and `seed`.
+        fold: With a split that has folds: test on this one, validate on the next, train on the rest.
         resume: Go on from the run's last state; starts from the beginning where there is none.
         limit_seconds: Stop at a checkpoint after this time.
         quiet: No progress bars.
@@ -100,7 +103,7 @@ def train(
     fabric = make_fabric(recipe.engine)
     with _lock(out, fabric), stop, Reporter(quiet or fabric.global_rank > 0) as reporter:
         if fabric.global_rank == 0:
-            _set_up_folder(recipe, data, out, split, resume, reporter)
+            _set_up_folder(recipe, data, out, _chosen_split(split, fold), resume, reporter)
         fabric.barrier()
         the_split = Split.read(out / "split.csv")
         if fabric.global_rank == 0:
@@ -138,7 +141,7 @@ def _recipe_hash(recipe: Recipe) -> str:
     return hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()
 
 
-def _set_up_folder(recipe: Recipe, data: Path, out: Path, split: Path | None, resume: bool, reporter: Reporter) -> None:
+def _set_up_folder(recipe: Recipe, data: Path, out: Path, split: Split | None, resume: bool, reporter: Reporter) -> None:
     """Write config.toml and split.csv, or check that those of the run to resume are the same."""
     config, own_split = out / "config.toml", out / "split.csv"
     if config.exists():
@@ -146,10 +149,10 @@ def _set_up_folder(recipe: Recipe, data: Path, out: Path, split: Path | None, re
             raise TrainingError(f"{out} holds a run already. Add --resume to go on with it, or choose another --out.")
         _check_same_recipe(load_recipe(config), recipe, config)
     if split is not None:
-        chosen = Split.read(split)
-        _check_fits(chosen, recipe, split)
+        chosen = split
+        _check_fits(chosen, recipe)
         if own_split.exists() and Split.read(own_split).rows != chosen.rows:
-            raise TrainingError(f"{split} is not the split that {out} was begun with ({own_split}). Leave --split out.")
+            raise TrainingError(f"This is not the split that the run was begun with ({own_split}). Leave --split out.")
     elif own_split.exists():
         chosen = Split.read(own_split)
     else:
@@ -159,6 +162,15 @@ def _set_up_folder(recipe: Recipe, data: Path, out: Path, split: Path | None, re
         chosen.write(own_split)
     if not config.exists():
         write_text(config, recipe_toml(recipe))
+
+
+def _chosen_split(path: Path | None, fold: int | None) -> Split | None:
+    """The split that is given, or one fold of it."""
+    if path is None:
+        if fold is not None:
+            raise SplitError("--fold needs a --split with folds: marrowscope split INDEX --classes ... --folds 5")
+        return None
+    return Split.read(path) if fold is None else fold_split(Split.read(path), fold)
 
 
 def _draw_split(recipe: Recipe, data: Path, out: Path, reporter: Reporter) -> Split:
@@ -195,11 +207,11 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def _check_fits(split: Split, recipe: Recipe, path: Path) -> None:
+def _check_fits(split: Split, recipe: Recipe) -> None:
     wanted = class_set(recipe.classes).codes
     if tuple(split.info.codes) != wanted:
         raise SplitError(
-            f"{path} is a split of the classes {' '.join(split.info.codes)}; the recipe wants {' '.join(wanted)}. "
+            f"The split is of the classes {' '.join(split.info.codes)}; the recipe wants {' '.join(wanted)}. "
             "Draw a split with --classes as in the recipe, or change the recipe's classes."
         )
 

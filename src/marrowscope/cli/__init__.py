@@ -1,0 +1,71 @@
+"""The command line: one thin function a command; what it needs is imported when it runs."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from marrowscope import __version__
+from marrowscope.cli import data, judge, learn, use
+from marrowscope.cli.common import EXIT_BAD_INPUT, EXIT_STOPPED
+from marrowscope.errors import MarrowscopeError
+
+app = typer.Typer(
+    name="marrowscope",
+    help="Classify single cells of bone-marrow smears. Not a medical device.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def main() -> None:
+    """Entry point: errors that the user can mend become one message and status 2."""
+    try:
+        app()
+    except MarrowscopeError as e:
+        typer.echo(f"Error: {e}", err=True)
+        sys.exit(EXIT_BAD_INPUT)
+    except KeyboardInterrupt:
+        typer.echo("Interrupted.", err=True)
+        sys.exit(EXIT_STOPPED)
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`); Python would complain again when it flushes at exit.
+        sys.stdout = None
+        sys.exit(1)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"marrowscope {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    pass
+
+
+# In the order of the work.
+for command in (
+    data.phantom,
+    data.index,
+    data.audit,
+    data.split,
+    data.import_split,
+    learn.train,
+    judge.evaluate,
+    judge.report,
+    judge.compare,
+    learn.export,
+    use.predict,
+    use.count,
+):
+    app.command()(command)

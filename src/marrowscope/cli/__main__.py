@@ -1,0 +1,5 @@
+"""`python -m marrowscope.cli`."""
+
+from marrowscope.cli import main
+
+main()

@@ -1,0 +1,191 @@
+"""Commands on images and tables of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from marrowscope.cli.common import EXIT_SOME_FAILED, progress_bar
+
+if TYPE_CHECKING:
+    from marrowscope.schema import Split
+
+IndexFile = Annotated[Path, typer.Argument(metavar="INDEX", help="An index.csv.")]
+Classes = Annotated[str, typer.Option(help="Class set (marrow-21, marrow-14, marrow-8) or codes such as BLA,LYT.")]
+
+
+def phantom(
+    out: Annotated[Path, typer.Argument(help="Folder to make: one folder a class inside.")],
+    per_class: Annotated[int, typer.Option(help="Pictures of each class.")] = 120,
+    seed: Annotated[int, typer.Option(help="Other seeds draw other cells.")] = 0,
+    classes: Annotated[str, typer.Option(help="Class set, or codes such as BLA,LYT.")] = "marrow-14",
+    masks: Annotated[bool, typer.Option("--masks", help="Also write nucleus and cell masks beside OUT.")] = False,
+) -> None:
+    """Draw synthetic cells, to try everything without real data."""
+    from marrowscope.cells import class_set
+    from marrowscope.data.phantom import write_phantoms
+
+    with progress_bar("draw") as progress:
+        n = write_phantoms(out, per_class, seed, codes=class_set(classes).codes, masks=masks, progress=progress)
+    typer.echo(f"{n} synthetic cells in {out}")
+
+
+def index(
+    data: Annotated[
+        Path,
+        typer.Argument(help="Folder with a folder per class code, at any depth; a .zip or .tar of it; Parquet."),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Table to write.")] = Path("index.csv"),
+    class_map: Annotated[Path | None, typer.Option(help="TOML file that maps other names of classes to codes.")] = None,
+) -> None:
+    """List all images with class, size, checksum and status.
+
+    Broken ones have the reason as their status. Work that was stopped goes on where it was.
+    """
+    from marrowscope.data.classmap import read_class_map
+    from marrowscope.data.index import build_index
+    from marrowscope.schema import OK, write_index
+
+    classes = None if class_map is None else read_class_map(class_map)
+    journal = output.with_name(f".{output.name}.journal")
+    with progress_bar("index") as progress:
+        rows = build_index(
+            data, classes=classes, progress=progress, note=lambda text: typer.echo(text, err=True), journal=journal
+        )
+    write_index(output, rows)
+    journal.unlink(missing_ok=True)
+    broken = [r for r in rows if r.status != OK]
+    typer.echo(f"{len(rows)} images of {len({r.label for r in rows})} classes in {output}")
+    if broken:
+        typer.echo(f"{len(broken)} of them can't be used; the column 'status' says why:")
+        for r in broken[:10]:
+            typer.echo(f"  {r.path}: {r.status}")
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def audit(
+    index_file: IndexFile,
+    data: Annotated[Path, typer.Option(help="What the index was made of.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")] = Path("audit"),
+    predictions: Annotated[
+        Path | None, typer.Option(help="Predictions of a cross-validated model, to find probable label errors.")
+    ] = None,
+) -> None:
+    """Find broken files, copies, odd images and doubtful labels.
+
+    The folder gets a page with the pictures, tables, and an index.csv whose column 'group' names near duplicates; a
+    split made of it keeps them together.
+    """
+    from marrowscope.data.audit import run_audit
+    from marrowscope.files import make_folder
+    from marrowscope.schema import Predictions, read_index, write_index
+
+    rows = read_index(index_file)
+    answers = None if predictions is None else Predictions.read(predictions)
+    make_folder(output)
+    with progress_bar("audit") as progress:
+        found = run_audit(
+            data,
+            rows,
+            progress=lambda stage, done, total: progress(done, total),
+            cache=output / ".features",
+            predictions=answers,
+        )
+    found.write(output, data)
+    write_index(output / "index.csv", found.grouped(rows))
+    for what, n in found.summary().items():
+        typer.echo(f"{n:8} {what}")
+    typer.echo(f"tables and pictures: {output / 'index.html'}")
+
+
+def split(
+    index_file: IndexFile,
+    classes: Classes,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Table to write.")] = Path("split.csv"),
+    ratios: Annotated[str, typer.Option(help="Shares of train/val/test.")] = "80/10/10",
+    seed: Annotated[int, typer.Option(help="Other seeds draw other splits.")] = 0,
+    cap: Annotated[int | None, typer.Option(help="Draw this many images of every class.")] = None,
+    shots: Annotated[int | None, typer.Option(help="Leave this many images of every class in train.")] = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="An earlier split: its images keep their parts, new ones fill up.")
+    ] = None,
+    folds: Annotated[
+        int | None, typer.Option(help="Draw this many folds for cross-validation; train them with --fold.")
+    ] = None,
+) -> None:
+    """Divide an index into train, val and test.
+
+    Seeded, stratified to within one image, copies and near duplicates kept together.
+    """
+    from marrowscope.cells import class_set
+    from marrowscope.data.folds import make_folds
+    from marrowscope.data.split import make_split
+    from marrowscope.errors import SplitError
+    from marrowscope.schema import Split, read_index
+
+    chosen, earlier = class_set(classes), None if keep is None else Split.read(keep)
+    rows = read_index(index_file)
+    if folds is not None:
+        if shots is not None or ratios != "80/10/10":
+            raise SplitError("--folds goes with neither --shots nor --ratios: every fold is test once, and val once.")
+        kept = () if earlier is None else (earlier,)
+        (result,) = make_folds(rows, codes=chosen.codes, class_set=chosen.name, k=folds, seed=seed, cap=cap, keep=kept)
+    else:
+        result = make_split(
+            rows,
+            codes=chosen.codes,
+            class_set=chosen.name,
+            ratios=_ratios(ratios),
+            seed=seed,
+            cap=cap,
+            shots=shots,
+            keep=earlier,
+        )
+    _write_split(result, output)
+
+
+def import_split(
+    index_file: IndexFile,
+    classes: Classes,
+    train: Annotated[Path, typer.Option(help="Text file: one path a line.")],
+    test: Annotated[Path, typer.Option(help="Text file: one path a line.")],
+    val: Annotated[Path | None, typer.Option(help="Text file: one path a line.")] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Table to write.")] = Path("split.csv"),
+) -> None:
+    """Take over a published split from lists of paths."""
+    from marrowscope.cells import class_set
+    from marrowscope.data.published import import_split as take_over
+    from marrowscope.data.published import read_path_list
+    from marrowscope.schema import Part, read_index
+
+    files: dict[Part, Path | None] = {"train": train, "val": val, "test": test}
+    lists = {part: read_path_list(path) for part, path in files.items() if path is not None}
+    origin = ", ".join(path.name for path in files.values() if path is not None)
+    chosen = class_set(classes)
+    result = take_over(read_index(index_file), lists, codes=chosen.codes, class_set=chosen.name, origin=origin)
+    _write_split(result, output)
+
+
+def _write_split(result: Split, output: Path) -> None:
+    result.write(output)
+    sizes = ", ".join(f"{part} {sum(counts.values())}" for part, counts in result.info.counts.items())
+    typer.echo(f"{len(result.rows)} images of {len(result.info.codes)} classes: {sizes}; written to {output}")
+    for reason, n in result.info.left_out.items():
+        typer.echo(f"  left out: {n} ({reason})")
+    for note in result.info.notes:
+        typer.echo(f"  note: {note}")
+
+
+def _ratios(text: str) -> tuple[float, float, float]:
+    from marrowscope.errors import SplitError
+
+    try:
+        parts = [float(x) for x in text.replace(",", "/").split("/")]
+        total = sum(parts)
+        if len(parts) != 3 or not 0 < total < float("inf"):
+            raise ValueError
+    except ValueError:
+        raise SplitError(f"--ratios {text!r}: give three numbers as train/val/test, for example 80/10/10.") from None
+    return (parts[0] / total, parts[1] / total, parts[2] / total)
