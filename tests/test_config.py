@@ -57,6 +57,9 @@ def test_classes_are_not_balanced_twice() -> None:
     ("changes", "message"),
     [
         ({"classes": "marrow-9"}, "Unknown class set"),
+        ({"merge": {"NGB": "NGS"}}, "'NGB', which is not in BLA,LYT,NGS"),
+        ({"merge": {"BLA": "LYT", "LYT": "NGS"}}, "merge a class once"),
+        ({"drop": ["BLA"], "merge": {"LYT": "NGS"}}, "leave 1 class"),
         ({"schedule__warmup_epochs": 2}, "warmup_epochs .2.* must be below epochs"),
         ({"image__std": [0.1, 0.0, 0.1]}, "std must be above 0"),
         ({"name": "A B"}, "name"),

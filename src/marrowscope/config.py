@@ -11,13 +11,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from marrowscope.cells import class_set
 from marrowscope.errors import DataError, RecipeError
 from marrowscope.schema import Frozen, Preprocessing, validation_lines
 
 Share = Field(default=0.0, ge=0.0, le=1.0)
+
+
+def _without_defaults(config: Frozen, values: dict[str, Any], later: Sequence[str]) -> dict[str, Any]:
+    """Leave out keys that recipes did not always have where they stand at their default.
+
+    A recipe that doesn't use them keeps its text and its hash, and so a run begun before they came can be resumed.
+    """
+    fields = type(config).model_fields
+    return {k: v for k, v in values.items() if k not in later or v != fields[k].default}
 
 
 class ModelConfig(Frozen):
@@ -46,15 +62,21 @@ class DataConfig(Frozen):
         sampling: ``natural`` shows each training image once an epoch; ``balanced`` draws classes equally often.
         source: What the images are, for the model card: ``bone-marrow-cytomorphology`` or ``unstated``. Folders of
             phantoms say so themselves.
-        cache: ``memory`` keeps the prepared pictures in RAM (size x size x 3 bytes each); ``none`` decodes the files
-            anew each epoch.
+        cache: ``memory`` keeps the prepared pictures in RAM (size x size x 3 bytes each); ``disk`` keeps them in a file
+            that is made once and serves all runs on the same data; ``none`` decodes the files anew each epoch.
+        cache_folder: Where ``disk`` keeps its file; without it, a folder ``cache`` beside the run folder.
     """
 
     ratios: tuple[float, float, float] = (0.8, 0.1, 0.1)
     cap: int | None = Field(default=None, ge=1)
     sampling: Literal["natural", "balanced"] = "natural"
     source: Literal["bone-marrow-cytomorphology", "unstated"] = "unstated"
-    cache: Literal["memory", "none"] = "memory"
+    cache: Literal["memory", "disk", "none"] = "memory"
+    cache_folder: str | None = Field(default=None, min_length=1)
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_new(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_defaults(self, handler(self), ("cache_folder",))
 
 
 class AugmentConfig(Frozen):
@@ -71,6 +93,8 @@ class AugmentConfig(Frozen):
         stain: Scale and offset of each stain channel in optical density (haematoxylin-eosin axes of Ruifrok and
             Johnston 2001), within 1 +/- this.
         erase: Probability that a random rectangle is blanked (Zhong et al. 2020).
+        blur: Gaussian blur with a random sigma of up to this many pixels (of the model's input).
+        jpeg: Compress as JPEG with a random quality from this (1 to 99; lower is stronger) up to 100.
         mixup: Alpha of mixup (Zhang et al. 2018).
         cutmix: Alpha of CutMix (Yun et al. 2019); with both on, each batch draws one of them.
     """
@@ -84,8 +108,14 @@ class AugmentConfig(Frozen):
     saturation: float = Share
     stain: float = Share
     erase: float = Share
+    blur: float = Field(default=0.0, ge=0.0, le=4.0)
+    jpeg: int = Field(default=0, ge=0, le=99)
     mixup: float = Field(default=0.0, ge=0.0, le=10.0)
     cutmix: float = Field(default=0.0, ge=0.0, le=10.0)
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_new(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_defaults(self, handler(self), ("blur", "jpeg"))
 
 
 class LossConfig(Frozen):
@@ -170,11 +200,15 @@ class Recipe(Frozen):
     Attributes:
         name: Name of the model that comes out.
         classes: A named class set (`cells.CLASS_SETS`) or a list of codes.
+        merge: Classes to count as another of the set: ``{NGB = "NGS"}`` makes bands and segmented one class, NGS.
+        drop: Classes of the set to leave out.
         seed: Fixes the split (where the run draws it), the start weights, the order and the augmentation.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     classes: str = "marrow-14"
+    merge: dict[str, str] = Field(default_factory=dict)
+    drop: tuple[str, ...] = ()
     seed: int = Field(default=0, ge=0, lt=2**31)
     model: ModelConfig
     image: Preprocessing
@@ -193,6 +227,31 @@ class Recipe(Frozen):
         except DataError as e:
             raise ValueError(str(e)) from None
         return value
+
+    @model_validator(mode="after")
+    def _classes_left(self) -> Recipe:
+        codes = class_set(self.classes).codes
+        for code in (*self.merge, *self.merge.values(), *self.drop):
+            if code not in codes:
+                raise ValueError(f"merge and drop name {code!r}, which is not in {self.classes}: {' '.join(codes)}")
+        for source, target in self.merge.items():
+            if target in self.merge or target in self.drop or source in self.drop:
+                raise ValueError(f"merge.{source} = {target!r}: merge a class once, into one that stays, or drop it")
+        if len(self.codes) < 2:
+            raise ValueError(f"merge and drop leave {len(self.codes)} class; a classifier needs at least two")
+        return self
+
+    @property
+    def codes(self) -> tuple[str, ...]:
+        """The class codes that the model tells apart, in the order of its outputs."""
+        return tuple(c for c in class_set(self.classes).codes if c not in self.merge and c not in self.drop)
+
+    @property
+    def class_set_name(self) -> str:
+        """Name of the class set, with what was done to it."""
+        merged = [f"{a} as {b}" for a, b in sorted(self.merge.items())]
+        dropped = [f"without {c}" for c in sorted(self.drop)]
+        return ", ".join([class_set(self.classes).name, *merged, *dropped])
 
     @model_validator(mode="after")
     def _balance_once(self) -> Recipe:

@@ -10,12 +10,12 @@ import onnx
 import pytest
 import torch
 
-import marrowscope.export as export_module
+import marrowscope.export.run as export_module
 from marrowscope.errors import ModelError, SplitError
 from marrowscope.export import TOLERANCE, export_onnx
 from marrowscope.images import load_prepared
 from marrowscope.infer import Classifier, predict_files
-from marrowscope.models import load_run_model
+from marrowscope.models import CellClassifier, load_run_model
 from marrowscope.schema import Card, Evaluation, Predictions, Split
 from marrowscope.score import evaluate_run, predict_part
 
@@ -91,15 +91,15 @@ def test_without_data_noise_serves_for_the_check(run: Path, tmp_path: Path) -> N
 def test_a_file_that_answers_differently_is_not_written(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exact = export_module._to_onnx
+    exact = export_module.to_onnx
 
-    def other(model: export_module.CellClassifier, card: Card) -> bytes:
+    def other(model: CellClassifier, card: Card) -> onnx.ModelProto:
         content = exact(model, card)
         with torch.no_grad():
             next(p for n, p in model.named_parameters() if n.endswith("fc.bias")).add_(torch.tensor([0.5, 0.0, 0.0]))
         return content
 
-    monkeypatch.setattr(export_module, "_to_onnx", other)
+    monkeypatch.setattr(export_module, "to_onnx", other)
     with pytest.raises(ModelError, match=r"would differ from its checkpoint.*Nothing was written"):
         export_onnx(run, tmp_path / "m.onnx")
     assert not (tmp_path / "m.onnx").exists()

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 import marrowscope.train.loop as loop
 import marrowscope.train.run as run_module
 from marrowscope.config import Recipe, load_recipe
+from marrowscope.data.folds import make_folds
 from marrowscope.data.index import build_index
 from marrowscope.data.split import make_split
 from marrowscope.errors import DataError, OutputError, SplitError, TrainingError
@@ -287,3 +288,38 @@ def test_metrics_are_plain_csv(tiny_run: Path) -> None:
         rows = list(csv.DictReader(f))
     assert 0 <= float(rows[0]["val_accuracy"]) <= 1
     assert float(rows[1]["step"]) == 12
+
+
+def test_classes_are_merged_and_dropped_by_the_recipe(tiny_recipe: MakeRecipe, cells: Path, tmp_path: Path) -> None:
+    split = _split(cells, tmp_path / "split.csv")
+    recipe = tiny_recipe(merge={"LYT": "BLA"}, schedule__epochs=1, schedule__warmup_epochs=0)
+    train(recipe, data=cells, out=tmp_path / "run", split=split, quiet=True)
+    card = Card.read(tmp_path / "run" / "card.json")
+    assert card.codes == ("BLA", "NGS")
+    assert card.class_set == "BLA,LYT,NGS, LYT as BLA"
+    before, after = Split.read(split), Split.read(tmp_path / "run" / "split.csv")
+    assert [(r.path, r.part) for r in before.rows] == [(r.path, r.part) for r in after.rows]
+    assert {r.label for r in after.rows if r.path.startswith("LYT/")} == {"BLA"}
+    assert after.counts()["train"] == {"BLA": 16, "NGS": 8}
+    train(recipe, data=cells, out=tmp_path / "run", split=split, resume=True, quiet=True)
+
+    recipe = tiny_recipe(drop=["NGS"], schedule__epochs=1, schedule__warmup_epochs=0)
+    train(recipe, data=cells, out=tmp_path / "dropped", quiet=True)
+    after = Split.read(tmp_path / "dropped" / "split.csv")
+    assert {r.label for r in after.rows} == {"BLA", "LYT"}
+    assert after.info.left_out == {"class dropped": 10}
+
+
+def test_a_fold_is_trained(tiny_recipe: MakeRecipe, cells: Path, tmp_path: Path) -> None:
+    rows = build_index(cells, jobs=1)
+    (folds,) = make_folds(rows, codes=("BLA", "LYT", "NGS"), class_set="BLA,LYT,NGS", k=5)
+    folds.write(tmp_path / "folds.csv")
+    recipe = tiny_recipe(schedule__epochs=1, schedule__warmup_epochs=0)
+    train(recipe, data=cells, out=tmp_path / "run", split=tmp_path / "folds.csv", fold=2, quiet=True)
+    used = Split.read(tmp_path / "run" / "split.csv")
+    assert {r.fold for r in used.part("test")} == {2}
+    assert {r.fold for r in used.part("val")} == {3}
+    with pytest.raises(SplitError, match="no fold 5"):
+        train(recipe, data=cells, out=tmp_path / "b", split=tmp_path / "folds.csv", fold=5, quiet=True)
+    with pytest.raises(SplitError, match="needs a --split"):
+        train(recipe, data=cells, out=tmp_path / "b", fold=1, quiet=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -110,6 +110,30 @@ def make_split(
         counts=count_parts(rows),
     )
     return Split(tuple(rows), info)
+
+
+def relabel(split: Split, *, merge: Mapping[str, str], drop: Collection[str], class_set: str) -> Split:
+    """Merge and drop classes of a split; no image changes its part.
+
+    Args:
+        split: As drawn for all classes.
+        merge: Class code -> the code of the set that it shall count as.
+        drop: Class codes whose images are left out.
+        class_set: Name of the new set, for the record.
+    """
+    rows = tuple(r._replace(label=merge.get(r.label, r.label)) for r in split.rows if r.label not in drop)
+    gone = len(split.rows) - len(rows)
+    left_out = split.info.left_out | ({"class dropped": gone} if gone else {})
+    info = split.info.model_copy(
+        update={
+            "class_set": class_set,
+            "codes": tuple(c for c in split.info.codes if c not in merge and c not in drop),
+            "left_out": left_out,
+            "notes": (*split.info.notes, *(f"{a} counts as {b}" for a, b in sorted(merge.items()))),
+            "counts": count_parts(rows),
+        }
+    )
+    return Split(rows, info)
 
 
 def check_split(split: Split, data_root: Path) -> None:

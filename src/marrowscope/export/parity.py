@@ -88,7 +88,7 @@ class Parity:
             out.append(f"the same answers as fp32: {self.agreement}; accuracy {self.accuracy}")
             out.append(f"accuracy less that of fp32: {self.accuracy_change}")
         if self.method:
-            out.append(f"ranges by {self.method}; in float32: {', '.join(self.in_float)}")
+            out.append(f"ranges by {self.method}; {len(self.in_float)} layers stay in float32")
         if self.speed is not None and self.size is not None:
             out.append(f"{self.speed:.2f} times as fast as fp32 (one thread), {self.size:.0%} of its size")
         if self.precision == "int8" and self.pays is False:

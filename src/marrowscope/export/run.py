@@ -68,10 +68,10 @@ def export_onnx(
 
     ``int8``: matrix products and convolutions in eight bits, static: weights per channel, activations by ranges from
     training cells (`CALIBRATION`), so that an answer doesn't depend on the other pictures of a batch, as it would with
-    dynamic ranges. Of three rules for the ranges the one nearest to fp32 on validation cells is taken. The
-    first convolution, the head, norms, softmax and the normalisation stay in float32; further layers as well, those
-    first whose steps are coarsest, where the gate would stay shut; their weights are stored as in fp16. On processors without VNNI (before about 2019)
-    onnxruntime's sums of int8 products can saturate: check accuracy there.
+    dynamic ranges. Of three rules for the ranges the one nearest to fp32 on validation cells is taken. The first
+    convolution, the head, norms, softmax and the normalisation stay in float32; further layers as well, those first
+    whose steps are coarsest, where the gate would stay shut. What stays has its weights stored as in fp16. On
+    processors without VNNI (before about 2019) onnxruntime's sums of int8 products can saturate: check accuracy there.
 
     fp16 and int8 must give the fp32 file's answer on at least 99 % of the whole validation part and lose no more than
     0.5 points of accuracy there.

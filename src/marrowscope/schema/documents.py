@@ -85,8 +85,6 @@ class Card(Document):
     validation: dict[str, float]
     test: dict[str, Figure] = Field(default_factory=dict)
     weights_sha256: str
-    precision: str = "fp32"
-    precision: Literal["fp32", "fp16", "int8"] = "fp32"
     intended_use: str = NOT_A_MEDICAL_DEVICE
 
     @model_validator(mode="after")

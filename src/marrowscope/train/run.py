@@ -30,7 +30,7 @@ from marrowscope.config import Recipe, load_recipe, recipe_toml
 from marrowscope.data.folds import fold_split
 from marrowscope.data.index import build_index
 from marrowscope.data.provenance import is_synthetic, training_data
-from marrowscope.data.split import check_split, make_split
+from marrowscope.data.split import check_split, make_split, relabel
 from marrowscope.datasets import CellImages
 from marrowscope.errors import SplitError, TrainingError
 from marrowscope.files import make_folder, sha256_file, write_text
@@ -141,7 +141,9 @@ def _recipe_hash(recipe: Recipe) -> str:
     return hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()
 
 
-def _set_up_folder(recipe: Recipe, data: Path, out: Path, split: Split | None, resume: bool, reporter: Reporter) -> None:
+def _set_up_folder(
+    recipe: Recipe, data: Path, out: Path, split: Split | None, resume: bool, reporter: Reporter
+) -> None:
     """Write config.toml and split.csv, or check that those of the run to resume are the same."""
     config, own_split = out / "config.toml", out / "split.csv"
     if config.exists():
@@ -149,14 +151,14 @@ def _set_up_folder(recipe: Recipe, data: Path, out: Path, split: Split | None, r
             raise TrainingError(f"{out} holds a run already. Add --resume to go on with it, or choose another --out.")
         _check_same_recipe(load_recipe(config), recipe, config)
     if split is not None:
-        chosen = split
-        _check_fits(chosen, recipe)
+        _check_fits(split, recipe)
+        chosen = _with_recipe_classes(split, recipe)
         if own_split.exists() and Split.read(own_split).rows != chosen.rows:
             raise TrainingError(f"This is not the split that the run was begun with ({own_split}). Leave --split out.")
     elif own_split.exists():
         chosen = Split.read(own_split)
     else:
-        chosen = _draw_split(recipe, data, out, reporter)
+        chosen = _with_recipe_classes(_draw_split(recipe, data, out, reporter), recipe)
     check_split(chosen, data)
     if not own_split.exists():
         chosen.write(own_split)
@@ -207,6 +209,13 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
+def _with_recipe_classes(split: Split, recipe: Recipe) -> Split:
+    """Merge and drop classes as the recipe says."""
+    if not recipe.merge and not recipe.drop:
+        return split
+    return relabel(split, merge=recipe.merge, drop=recipe.drop, class_set=recipe.class_set_name)
+
+
 def _check_fits(split: Split, recipe: Recipe) -> None:
     wanted = class_set(recipe.classes).codes
     if tuple(split.info.codes) != wanted:
@@ -233,7 +242,7 @@ def _make_learner(fabric: Fabric, recipe: Recipe, data: Path, split: Split, repo
         raise TrainingError(
             f"engine.batch_size ({recipe.engine.batch_size}) must be a multiple of the {fabric.world_size} processes."
         )
-    codes = class_set(recipe.classes).codes
+    codes = recipe.codes
     torch.manual_seed(recipe.seed)
     module = build_model(recipe.model, len(codes), recipe.image)
     if recipe.engine.channels_last:
@@ -367,15 +376,14 @@ def _write_tensorboard(folder: Path, row: dict[str, float]) -> None:
 def _write_card(learner: Learner, place: _Place, progress: Progress) -> None:
     recipe = place.recipe
     best = progress.history[progress.best_epoch]
-    classes = class_set(recipe.classes)
     Card(
         name=recipe.name,
         program=f"marrowscope {marrowscope.__version__}",
         architecture=recipe.model.name,
         parameters=sum(p.numel() for p in learner.module.parameters()),
         pretrained=recipe.model.weights if recipe.model.weights in {"hub", "none"} else Path(recipe.model.weights).name,
-        class_set=classes.name,
-        codes=classes.codes,
+        class_set=recipe.class_set_name,
+        codes=recipe.codes,
         preprocessing=recipe.image,
         training_data=training_data(place.data, recipe.data.source, place.split),
         seed=recipe.seed,
