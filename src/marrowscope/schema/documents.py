@@ -85,6 +85,7 @@ class Card(Document):
     validation: dict[str, float]
     test: dict[str, Figure] = Field(default_factory=dict)
     weights_sha256: str
+    precision: Literal["fp32", "fp16", "int8"] = "fp32"
     intended_use: str = NOT_A_MEDICAL_DEVICE
 
     @model_validator(mode="after")
