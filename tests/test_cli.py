@@ -163,6 +163,60 @@ def test_ctrl_c_while_training_leaves_a_run_to_resume(recipe_file: Path, cells: 
     assert "go on with --resume" in done.stdout
 
 
+def test_audit_folds_import_compare_and_count(tiny_run: Path, cells: Path, model_file: Path, tmp_path: Path) -> None:
+    def step(*args: object) -> str:
+        done = marrowscope(*args, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    data = tmp_path / "data"
+    shutil.copytree(cells, data)
+    shutil.copy(data / "BLA" / "BLA_00001.jpg", data / "BLA" / "copy.jpg")
+    step("index", data, "-o", "i.csv")
+    assert not list(tmp_path.glob(".*")), "the journal was left behind"
+    found = step("audit", "i.csv", "--data", data, "-o", "audit")
+    assert "1 files that are copies of another" in found
+    assert (tmp_path / "audit" / "index.html").is_file()
+    groups = {r.path: r.group for r in read_index(tmp_path / "audit" / "index.csv") if r.group}
+    assert set(groups) == {"BLA/BLA_00001.jpg", "BLA/copy.jpg"}
+
+    step("split", "audit/index.csv", "--classes", "BLA,LYT,NGS", "--folds", "5", "-o", "folds.csv")
+    folds = Split.read(tmp_path / "folds.csv")
+    assert {r.fold for r in folds.rows} == set(range(5))
+    assert len({r.fold for r in folds.rows if r.path in groups}) == 1
+    refused(
+        marrowscope("split", "i.csv", "--classes", "BLA,LYT,NGS", "--folds", "5", "--shots", "2", cwd=tmp_path),
+        "--folds goes with neither",
+    )
+
+    for part, numbers in (("train", range(1, 9)), ("test", range(9, 11))):
+        names = [f"{c}/{c}_{i:05}.jpg" for c in ("BLA", "LYT", "NGS") for i in numbers]
+        (tmp_path / f"{part}.txt").write_text("\n".join(names))
+    lists = ("--train", "train.txt", "--test", "test.txt")
+    step("import-split", "i.csv", "--classes", "BLA,LYT,NGS", *lists, "-o", "published.csv")
+    assert len(Split.read(tmp_path / "published.csv").part("test")) == 6
+
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    step("evaluate", run)
+    judged = (run / "predictions.csv").read_text()
+    (tmp_path / "other.csv").write_text(judged)
+    assert "0.000" in step("compare", run / "predictions.csv", "other.csv", "-o", "comparison.json")
+    assert (tmp_path / "comparison.json").is_file()
+    refused(marrowscope("compare", run / "predictions.csv", cwd=tmp_path), "two or more")
+    # Another program's table is judged as a run is, and its report stands beside it.
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "predictions.csv").write_text(judged)
+    step("evaluate", "theirs/predictions.csv")
+    step("report", "theirs", "--data", cells)
+
+    step("predict", model_file, cells, "-o", "p.csv", "--views", "8")
+    counted = step("count", "p.csv", "-o", "differential.json")
+    assert "30 nucleated marrow cells of 30 files" in counted
+    assert "fewer than the 300" in counted
+    assert "Not a medical device" in counted
+    refused(marrowscope("count", "p.csv", "--ratio", "wrong", cwd=tmp_path), "granulocytic")
+
+
 # --------------------------------------------------------------------------------------------------------- bad input
 
 

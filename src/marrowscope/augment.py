@@ -10,8 +10,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -190,11 +188,13 @@ def stain_shift(images_BCHW: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
 
 def gaussian_blur(images_BCHW: Tensor, sigma: Tensor, reach: int) -> Tensor:
     """Blur each picture with its own Gaussian of `sigma` (B,) pixels, cut off at `reach` pixels (below the side)."""
-    n, channels, height, width = images_BCHW.shape
+    n, channels, height, _ = images_BCHW.shape
     steps = torch.arange(-reach, reach + 1, device=images_BCHW.device)
     weights = torch.exp(-0.5 * (steps[None] / sigma.clamp_min(1e-3)[:, None]) ** 2)
     weights = (weights / weights.sum(1, keepdim=True)).repeat_interleave(channels, 0)
-    x = F.pad(images_BCHW, (reach, reach, reach, reach), mode="reflect").reshape(1, n * channels, height + 2 * reach, -1)
+    x = F.pad(images_BCHW, (reach, reach, reach, reach), mode="reflect").reshape(
+        1, n * channels, height + 2 * reach, -1
+    )
     x = F.conv2d(x, weights[:, None, None, :], groups=n * channels)
     return F.conv2d(x, weights[:, None, :, None], groups=n * channels).view(images_BCHW.shape)
 
@@ -224,7 +224,9 @@ def _quantised(x: Tensor, table: Tensor) -> Tensor:
     """Round the cosine transform of each 8 x 8 block of (B, C, H, W) to multiples of `table` (B, 8, 8)."""
     n, channels, height, width = x.shape
     cosines, steps = _COSINES.to(x.device), table[:, None, None, :, None, :]
-    blocks = torch.matmul(cosines, x.reshape(n, channels, height // 8, 8, width)).view(n, channels, -1, 8, width // 8, 8)
+    blocks = torch.matmul(cosines, x.reshape(n, channels, height // 8, 8, width)).view(
+        n, channels, -1, 8, width // 8, 8
+    )
     blocks = torch.matmul(blocks, cosines.T).div_(steps).round_().mul_(steps)
     blocks = torch.matmul(blocks, cosines).view(n, channels, height // 8, 8, width)
     return torch.matmul(cosines.T, blocks).view(x.shape).round_().clamp_(-128, 127)

@@ -20,6 +20,7 @@ from marrowscope.schema.base import (
     Document,
     Frozen,
     Part,
+    to_json,
     validation_lines,
 )
 from marrowscope.schema.documents import (
@@ -90,6 +91,7 @@ __all__ = [
     "index_hash",
     "read_index",
     "read_metrics",
+    "to_json",
     "validation_lines",
     "write_index",
     "write_metrics",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
@@ -65,3 +66,8 @@ class Document(Frozen):
         except (OSError, UnicodeDecodeError) as e:
             raise FileFormatError(f"Can't read the {cls.kind} {path}: {getattr(e, 'strerror', None) or e}.") from e
         return cls.parse(text, str(path))
+
+
+def to_json(value: object) -> str:
+    """Compact JSON with sorted keys, for hashing."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

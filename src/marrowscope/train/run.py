@@ -31,7 +31,7 @@ from marrowscope.data.folds import fold_split
 from marrowscope.data.index import build_index
 from marrowscope.data.provenance import is_synthetic, training_data
 from marrowscope.data.split import check_split, make_split, relabel
-from marrowscope.datasets import CellImages
+from marrowscope.datasets import CellImages, pack_on_disk
 from marrowscope.errors import SplitError, TrainingError
 from marrowscope.files import make_folder, sha256_file, write_text
 from marrowscope.models import build_model
@@ -108,7 +108,7 @@ def train(
         the_split = Split.read(out / "split.csv")
         if fabric.global_rank == 0:
             _write_run_info(recipe, data, out, fabric)
-        learner = _make_learner(fabric, recipe, data, the_split, reporter)
+        learner = _make_learner(fabric, recipe, data, out, the_split, reporter)
         progress = _start_or_resume(learner, recipe, out)
         with reporter.training(recipe) as report:
             place = _Place(recipe, data, out, the_split)
@@ -237,7 +237,7 @@ def _write_run_info(recipe: Recipe, data: Path, out: Path, fabric: Fabric) -> No
     ).write(out / "run.json")
 
 
-def _make_learner(fabric: Fabric, recipe: Recipe, data: Path, split: Split, reporter: Reporter) -> Learner:
+def _make_learner(fabric: Fabric, recipe: Recipe, data: Path, out: Path, split: Split, reporter: Reporter) -> Learner:
     if recipe.engine.batch_size % fabric.world_size:
         raise TrainingError(
             f"engine.batch_size ({recipe.engine.batch_size}) must be a multiple of the {fabric.world_size} processes."
@@ -255,6 +255,10 @@ def _make_learner(fabric: Fabric, recipe: Recipe, data: Path, split: Split, repo
         for name, images in parts.items():
             with reporter.task(f"read the {name} images") as advance:
                 images.fill_cache(advance)
+    elif recipe.data.cache == "disk":
+        folder = recipe.data.cache_folder
+        with reporter.task("check or make the picture cache") as advance:
+            pack_on_disk(list(parts.values()), Path(folder).expanduser() if folder else out.parent / "cache", advance)
     return Learner(fabric, recipe, module, model, optimizer, ema, parts["train"], parts["val"], len(codes))
 
 
