@@ -77,8 +77,9 @@ class TrainingReport:
         # The shown rate counts everything between two steps, reading and augmentation included.
         self._reporter.update(
             self._bar,
-            done=progress.step_in_epoch,
-            total=steps,
+            # The bar is the whole run, so that the time left is that of the run.
+            done=progress.step,
+            total=steps * self._epochs,
             description=f"epoch {progress.epoch + 1}/{self._epochs}",
             text=f"loss {sums['loss'] / sums['seen']:.3f}  "
             f"acc {sums['correct'] / sums['seen']:.3f}  {rate:.0f} images/s",
