@@ -20,7 +20,7 @@ FLOORS: dict[str, int] = {
     "images": 1, "data": 1, "evaluate": 1, "differential": 1,
     # torch stages, and inference
     "models": 2, "augment": 2, "datasets": 2, "infer": 2,
-    "train": 3, "score": 3, "export": 3,
+    "train": 3, "score": 3, "export": 3, "show": 3,
     "report": 4,
     "cli": 5,
 }  # fmt: skip

@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -261,3 +263,16 @@ def _beta(alpha: float, generator: torch.Generator) -> float:
     """One draw of Beta(alpha, alpha); torch's own distributions take no generator."""
     gamma = torch._standard_gamma(torch.tensor([alpha, alpha], dtype=torch.float64), generator=generator)
     return float(gamma[0] / gamma.sum().clamp_min(1e-12))
+
+
+def augmented(
+    images_NHWC: npt.NDArray[np.uint8], config: AugmentConfig, *, draws: int, seed: int
+) -> npt.NDArray[np.uint8]:
+    """What training makes of prepared pictures, mixing included, for showing: uint8 (draws, N, H, W, 3)."""
+    x = torch.from_numpy(np.ascontiguousarray(images_NHWC)).permute(0, 3, 1, 2)
+    out = []
+    for draw in range(draws):
+        generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, draw]).generate_state(1)[0]))
+        seen, _ = mix(Augment(config)(x, generator), torch.eye(len(x)), config, generator)
+        out.append(seen.clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
+    return np.stack(out)

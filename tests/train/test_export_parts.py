@@ -25,8 +25,8 @@ def test_quantiles_are_those_of_the_values() -> None:
     for share in (0.01, 0.3, 0.5, 0.99):
         assert np.mean(values <= histogram.quantile(share)) == pytest.approx(share, abs=1.5 * a_bin)
     low, high = percentile(histogram)
-    assert np.mean(values < low) == pytest.approx(0.00005, abs=2e-5)
-    assert np.mean(values > high) == pytest.approx(0.00005, abs=2e-5)
+    assert np.mean(values < low) == pytest.approx(0.000005, abs=5e-6)
+    assert np.mean(values > high) == pytest.approx(0.000005, abs=5e-6)
 
 
 def test_a_lone_outlier_is_cut_off_by_all_but_min_max() -> None:

@@ -175,6 +175,20 @@ def test_a_loss_that_is_not_finite_overwrites_nothing(
     assert all(torch.isfinite(v).all() for v in state[1].values() if v.is_floating_point())
 
 
+def test_a_gradient_that_is_not_finite_is_refused(
+    tiny_recipe: MakeRecipe, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = loop.soft_cross_entropy
+
+    def steep(logits: torch.Tensor, *args: object) -> torch.Tensor:
+        # A finite loss with an infinite slope: the root at zero.
+        return original(logits, *args) + (logits - logits.detach()).abs().sum().sqrt()  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "soft_cross_entropy", steep)
+    with pytest.raises(TrainingError, match="gradient is not finite at step 0"):
+        train(tiny_recipe(), data=cells, out=tmp_path / "run", quiet=True)
+
+
 def test_a_full_disk_keeps_the_last_good_state(
     tiny_recipe: MakeRecipe, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,7 @@ from marrowscope.infer.classifier import INPUT, available_cores
 
 BINS = 8192
 LEVELS = 256
-PERCENTILE = 99.99
+PERCENTILE = 99.999
 
 Floats = npt.NDArray[np.float64]
 Range = tuple[float, float]

@@ -89,18 +89,27 @@ def train_step(learner: Learner, images: Tensor, labels: Tensor, step: int) -> t
     loss = soft_cross_entropy(logits, targets, learner.weights_C, recipe.loss.focal_gamma)
     value = float(loss.detach())
     if not math.isfinite(value):
-        raise TrainingError(
-            f"The loss is {value} at step {step}; nothing was updated. The last checkpoint is good: lower "
-            "optimizer.learning_rate, set optimizer.clip, or use engine.precision = 'fp32', and train again."
-        )
+        raise _not_finite(f"loss is {value}", step)
     learner.optimizer.zero_grad(set_to_none=True)
     fabric.backward(loss)
     if recipe.optimizer.clip:
-        fabric.clip_gradients(learner.model, learner.optimizer, max_norm=recipe.optimizer.clip, error_if_nonfinite=True)
+        try:
+            fabric.clip_gradients(
+                learner.model, learner.optimizer, max_norm=recipe.optimizer.clip, error_if_nonfinite=True
+            )
+        except RuntimeError as e:  # torch's word for a norm that is not finite
+            raise _not_finite("gradient is not finite", step) from e
     learner.optimizer.step()
     if learner.ema is not None:
         learner.ema.update(learner.module, step)
     return value, int((logits.argmax(1) == labels).sum())
+
+
+def _not_finite(what: str, step: int) -> TrainingError:
+    return TrainingError(
+        f"The {what} at step {step}; nothing was updated. The last checkpoint is good: lower "
+        "optimizer.learning_rate, set optimizer.clip, or use engine.precision = 'fp32', and train again."
+    )
 
 
 def train_epoch(
