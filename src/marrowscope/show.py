@@ -86,11 +86,12 @@ def show_index(
     codes = clinical_order(by_class)
     make_folder(out)
     counts = {c: len(by_class[c]) for c in codes}
-    _save_png(out / "histogram.png", _histogram(counts))
+    notice = " (synthetic)" if is_synthetic(data) else ""
+    _save_png(out / "histogram.png", _histogram(counts, notice))
     body = [_count_table(counts, n_broken=sum(r.status != OK for r in rows))]
     for done, code in enumerate(codes, 1):
         names = _sample([r.path for r in by_class[code]], per_class, seed)
-        title = f"{code} {cell_class(code).name}: {len(names)} of {counts[code]:,}"
+        title = f"{code} {cell_class(code).name}: {len(names)} of {counts[code]:,}{notice}"
         sheet, broken = _contact_sheet(source, names, title, side)
         _save_png(out / f"{code}.png", sheet)
         body.append(_class_section(title, sheet, names, broken))
@@ -144,27 +145,35 @@ def show_augmented(
     except ImageError as e:
         raise DataError(f"A picture of {split_or_index} can't be read in {data}: {e}. Index the data again.") from None
     seen = augmented(originals, recipe.augment, draws=draws, seed=seed)
-    lines = [[originals[i], *seen[:, i]] for i in range(len(chosen))]
+    notice = " (synthetic)" if is_synthetic(data) else ""
     sheet = _sheet(
-        [Image.fromarray(p) for line in lines for p in line],
+        [Image.fromarray(p) for i in range(len(chosen)) for p in (originals[i], *seen[:, i])],
         columns=1 + draws,
-        title=f"{recipe.name}: original, then {draws} draws",
+        title=f"{recipe.name}: original, then {draws} draws{notice}",
         side=min(recipe.image.size, 224),
     )
     make_folder(out)
     _save_png(out / "augmented.png", sheet)
-    settings = {k: v for k, v in recipe.augment.model_dump().items() if v}
-    on = "".join(f'<tr><td>{escape(k)}</td><td class="number">{escape(str(v))}</td></tr>' for k, v in settings.items())
     body = [
-        f"<p>Left: the picture as the network gets it without augmentation, {recipe.image.size} px a side. Then "
-        f"{draws} random draws of it. Each step of a training draws anew.</p>",
-        f"<table><tr><th>Option</th><th>Value</th></tr>{on}</table>" if on else "<p>All augmentation is off.</p>",
+        *_settings(recipe, draws),
         _img(sheet, "pictures beside augmented draws of them"),
         _names([f"{label}: {name}" for name, label in chosen], "Pictures, from top to bottom"),
     ]
     page = out / "augmented.html"
     write_text(page, _page(f"What the recipe {recipe.name} sees", body, synthetic=is_synthetic(data)))
     return page
+
+
+def _settings(recipe: Recipe, draws: int) -> list[str]:
+    what = (
+        f"<p>Left: the picture as the network gets it without augmentation, {recipe.image.size} px a side. Then "
+        f"{draws} random draws of it. Each step of a training draws anew.</p>"
+    )
+    settings = {k: v for k, v in recipe.augment.model_dump().items() if v}
+    if not settings:
+        return [what, "<p>All augmentation is off.</p>"]
+    on = "".join(f'<tr><td>{escape(k)}</td><td class="number">{escape(str(v))}</td></tr>' for k, v in settings.items())
+    return [what, f"<table><tr><th>Option</th><th>Value</th></tr>{on}</table>"]
 
 
 def _check_range(name: str, value: int, low: int, high: int) -> None:
@@ -241,12 +250,12 @@ def _sheet(tiles: Sequence[Image.Image], columns: int, title: str, side: int) ->
     return sheet
 
 
-def _histogram(counts: Mapping[str, int]) -> Image.Image:
+def _histogram(counts: Mapping[str, int], notice: str) -> Image.Image:
     """Bars of the class counts, in clinical order."""
     line, left, width = 24, 230, 900
     image = Image.new("RGB", (width, _HEAD + line * len(counts) + 8), _PAPER)
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(14)
-    draw.text((8, 5), f"{sum(counts.values()):,} pictures of {len(counts)} classes", _INK, font=font)
+    draw.text((8, 5), f"{sum(counts.values()):,} pictures of {len(counts)} classes{notice}", _INK, font=font)
     most = max(counts.values())
     for i, (code, n) in enumerate(counts.items()):
         y = _HEAD + i * line

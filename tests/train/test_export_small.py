@@ -12,8 +12,10 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from typer.testing import CliRunner
 
 import marrowscope.export.run as run_module
+from marrowscope.cli import app
 from marrowscope.config import Recipe
 from marrowscope.errors import DataError, MarrowscopeError, ModelError, SplitError
 from marrowscope.export import Parity, Precision, export_onnx
@@ -251,3 +253,14 @@ def test_openvino_answers_alike(made: Make, prepared: Pixels, network: str, prec
     # Sums of eight-bit numbers are exact in both; rounding at a step's edge may fall to the other side.
     assert np.abs(ours - theirs).max() < (0.1 if precision == "int8" else 1e-3)
     assert (ours.argmax(1) == theirs.argmax(1)).all()
+
+
+def test_the_command_takes_one_precision(tiny_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m.onnx"
+    both = CliRunner().invoke(app, ["export", str(tiny_run), "-o", str(out), "--int8", "--fp16"])
+    assert both.exit_code == 2
+    assert "not both" in both.output
+    done = CliRunner().invoke(app, ["export", str(tiny_run), "-o", str(out), "--fp16"])
+    assert done.exit_code == 0, done.output
+    assert "the same answers as fp32: " in done.output
+    assert Classifier.load(out).card.precision == "fp16"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +16,7 @@ import torch
 
 from marrowscope.data.split import check_split
 from marrowscope.datasets import CellImages, unreadable
-from marrowscope.errors import ImageError, ModelError, SplitError
+from marrowscope.errors import DataError, ImageError, ModelError, SplitError
 from marrowscope.evaluate.intervals import number_groups
 from marrowscope.export.calibrate import METHODS, Range, coarseness, observe
 from marrowscope.export.graph import to_onnx, with_half_weights, write_onnx
@@ -28,11 +30,11 @@ from marrowscope.export.parity import (
     speed_ratio,
 )
 from marrowscope.export.quantise import Layers, quantised, with_shapes
-from marrowscope.files import atomic_path, sha256_file
-from marrowscope.images import Pixels, load_prepared
+from marrowscope.files import atomic_path
+from marrowscope.images import Pixels
 from marrowscope.infer.classifier import Classifier, available_cores, softmax
 from marrowscope.models import CellClassifier, load_run_model
-from marrowscope.schema import Card, Preprocessing, RunInfo, Split
+from marrowscope.schema import Card, RunInfo, Split
 
 Precision = Literal["fp32", "fp16", "int8"]
 
@@ -97,7 +99,7 @@ def export_onnx(
     card = card.model_copy(update={"precision": precision})
     validation = None if precision == "fp32" else _validation(run, card, data)
     proto = to_onnx(model, card)
-    samples, real = _samples(run, card.preprocessing, data, pictures)
+    samples, real = _samples(run, card, data, pictures)
     with atomic_path(output) as temporary, tempfile.TemporaryDirectory() as folder:
         exact = temporary if validation is None else Path(folder) / "fp32.onnx"
         write_onnx(proto, card, exact)
@@ -219,7 +221,10 @@ def _validation(run: Path, card: Card, data: Path | None) -> _Cells:
     images = CellImages(root, rows, card.codes, card.preprocessing)
     if len(rows) * card.preprocessing.size**2 * 3 <= CACHE:
         images.fill_cache(workers=available_cores())
-    groups = number_groups([sha256_file(root / r.path) for r in rows])
+    try:
+        groups = number_groups([hashlib.sha256(images.source.read(r.path)).hexdigest() for r in rows])
+    except ImageError as e:
+        raise unreadable([str(e)]) from None
     return _Cells(images, Truth(images.labels, groups, card.codes))
 
 
@@ -240,15 +245,16 @@ def _spread(n: int, most: int) -> Sequence[int]:
     return [int(i) for i in np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int))]
 
 
-def _samples(run: Path, spec: Preprocessing, data: Path | None, n: int) -> tuple[Pixels, bool]:
+def _samples(run: Path, card: Card, data: Path | None, n: int) -> tuple[Pixels, bool]:
     """Prepared pictures (N, size, size, 3): spread over the validation part, or noise."""
-    root = _data_folder(run, data)
     rows = Split.read(run / "split.csv").part("val")
-    paths = [root / rows[i].path for i in _spread(len(rows), n)]
-    if paths and all(p.is_file() for p in paths):
-        return np.stack([load_prepared(p, spec) for p in paths]), True
-    rng = np.random.default_rng(0)
-    return rng.integers(0, 256, (16, spec.size, spec.size, 3), dtype=np.uint8), False
+    chosen = [rows[i] for i in _spread(len(rows), n)]
+    with contextlib.suppress(DataError):  # no such folder or archive
+        images = CellImages(_data_folder(run, data), chosen, card.codes, card.preprocessing)
+        if chosen and all(images.source.has(r.path) for r in chosen):
+            return np.stack([images.load(i) for i in range(len(chosen))]), True
+    size = card.preprocessing.size
+    return np.random.default_rng(0).integers(0, 256, (16, size, size, 3), dtype=np.uint8), False
 
 
 def _max_difference(model: CellClassifier, file: Path, samples: Pixels) -> float:
