@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,7 +52,7 @@ def place(cells: Path, tmp_path: Path) -> Place:
 
 
 @pytest.fixture
-def decoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by one with every picture that is decoded."""
     calls: list[int] = []
     original = datasets.decode
@@ -111,7 +111,7 @@ def test_parts_and_splits_share_it_and_it_grows(place: Place, decoded: list[int]
     assert place.pack(first).made == ""
     assert _right(later)
     assert _right(first)
-    place.images(8, 9).data.joinpath(first.rows[0].path).unlink()
+    (place.data / first.rows[0].path).unlink()
     grown = place.pack(place.images(spec=SPEC.model_copy(update={"mean": (0.5, 0.5, 0.5)})))
     assert grown.made == "", "mean and std are the network's affair"
     assert place.pack(place.images(spec=Preprocessing(size=16, crop=0.9))).path != grown.path
@@ -138,7 +138,7 @@ def test_a_touched_picture_costs_one_look(place: Place, decoded: list[int], monk
     os.utime(place.data / images.rows[3].path, ns=(1, 1))
     assert place.pack(place.images()).made == ""
     assert len(decoded) == 9
-    monkeypatch.setattr(datasets, "ImageError", ZeroDivisionError)  # nothing may be read from here on
+    # Nothing may be read from here on.
     monkeypatch.setattr("marrowscope.data.sources.read_bytes", lambda path: 1 / 0)
     assert place.pack(place.images()).made == ""
 

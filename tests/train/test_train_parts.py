@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import io
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,13 +13,17 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+from torchvision.transforms.functional import gaussian_blur as oracle_blur
 
-from marrowscope.augment import Augment, mix, stain_shift
-from marrowscope.config import AugmentConfig, LossConfig, ScheduleConfig
+import marrowscope.augment as augment_module
+from marrowscope.augment import Augment, augmented, gaussian_blur, jpeg_noise, mix, stain_shift
+from marrowscope.config import AugmentConfig, LossConfig, ScheduleConfig, parse_recipe, recipe_toml
 from marrowscope.datasets import epoch_order
 from marrowscope.train.losses import class_weights, smooth_targets, soft_cross_entropy
 from marrowscope.train.runtime import StopWish
 from marrowscope.train.schedule import Ema, learning_rate_factor
+from tiny import tiny_values
 
 
 def test_the_loss_is_that_of_torch() -> None:
@@ -131,6 +137,8 @@ def test_off_means_off() -> None:
         {"saturation": 0.5},
         {"stain": 0.3},
         {"erase": 1.0},
+        {"blur": 2.0},
+        {"jpeg": 20},
     ],
     ids=lambda c: next(iter(c)),
 )
@@ -170,6 +178,105 @@ def test_a_rotation_by_90_degrees_is_the_rotated_picture() -> None:
     assert torch.rand is torch_rand
     quarter = [torch.rot90(ramp, k, (2, 3)) for k in (1, 3)]
     assert any(torch.allclose(turned, q, atol=1e-3) for q in quarter)
+
+
+ALL_OLD: dict[str, Any] = {
+    "flip": True, "rotation": 180, "scale": 0.1, "shift": 0.05, "stain": 0.1, "brightness": 0.2, "contrast": 0.2,
+    "saturation": 0.2, "erase": 0.5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "means", "pixels"),
+    [
+        (
+            ALL_OLD,
+            [141.36, 121.07, 121.56, 151.46, 132.52, 126.84],
+            [139.85, 124.55, 79.59, 173.65, 61.35, 28.02],
+        ),
+        (
+            {"flip": True, "stain": 0.2},
+            [126.01, 139.28, 109.33, 130.77, 122.74, 133.24],
+            [163.59, 255.0, 127.03, 231.15, 198.29, 129.66],
+        ),
+    ],
+)
+def test_a_recipe_draws_what_it_drew_in_the_first_version(
+    config: dict[str, Any], means: list[float], pixels: list[float]
+) -> None:
+    got = Augment(AugmentConfig(**config))(_pictures(), _seeded(7))
+    assert got.mean((1, 2, 3)).tolist() == pytest.approx(means, abs=0.02)
+    assert got[:, 1, 7, 30].tolist() == pytest.approx(pixels, abs=0.02)
+
+
+def test_a_new_option_leaves_the_draws_of_the_others_alone() -> None:
+    old = Augment(AugmentConfig(**ALL_OLD))._draw(6, _seeded(1))
+    new = Augment(AugmentConfig(**ALL_OLD, blur=2.0, jpeg=30))._draw(6, _seeded(1))
+    assert set(new) - set(old) == {"blur", "jpeg"}
+    assert all(torch.equal(old[k], new[k]) for k in old)
+
+
+def test_pictures_do_not_depend_on_their_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures, augment = _pictures(11), Augment(AugmentConfig(**ALL_OLD, blur=1.0, jpeg=50))
+    whole = augment(pictures, _seeded(1))
+    monkeypatch.setattr(augment_module, "_AT_A_TIME", 3)
+    # JPEG rounds to whole grey values, and a last bit may tip one over.
+    assert ((augment(pictures, _seeded(1)) - whole).abs() > 0.01).float().mean() < 1e-3
+
+
+def test_a_flip_after_a_rotation_flips_the_rotated_picture() -> None:
+    pictures, generator = _pictures(), _seeded(3)
+    turned = Augment(AugmentConfig(rotation=180))(pictures, generator)
+    for axis in (2, 3):
+        flipped = torch.rand(6, generator=generator) < 0.5
+        turned = torch.where(flipped.view(-1, 1, 1, 1), turned.flip(axis), turned)
+    both = Augment(AugmentConfig(rotation=180, flip=True))(pictures, _seeded(3))
+    assert torch.allclose(both, turned, atol=0.02)
+
+
+def test_blur_is_the_gaussian_blur_of_another_library() -> None:
+    pictures = _pictures(3).float()
+    sigma = torch.tensor([0.0, 0.7, 2.0])
+    blurred = gaussian_blur(pictures, sigma, reach=6)
+    assert torch.equal(blurred[0], pictures[0])
+    for i in (1, 2):
+        expected = oracle_blur(pictures[i : i + 1], [13, 13], [float(sigma[i])] * 2)
+        assert torch.allclose(blurred[i : i + 1], expected, atol=1e-2)
+
+
+@pytest.mark.parametrize("size", [32, 41], ids=["whole blocks", "parts of blocks"])
+def test_jpeg_noise_is_what_a_jpeg_file_loses(size: int) -> None:
+    y, x = np.mgrid[:size, :size]
+    waves = [np.sin(x / 3 + y / 7), np.cos(x * y / 90), np.sin(y / 2) * (x > size / 2)]
+    picture = np.clip(128 + 90 * np.stack(waves, 2), 0, 255).astype(np.uint8)
+    for quality in (5, 30, 49, 50, 75, 95, 100):
+        buffer = io.BytesIO()
+        Image.fromarray(picture).save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
+        expected = np.asarray(Image.open(buffer)).astype(float)
+        tensor = torch.from_numpy(picture).permute(2, 0, 1)[None].float()
+        got = jpeg_noise(tensor, torch.tensor([quality]))[0].permute(1, 2, 0).numpy()
+        lost, error = np.abs(expected - picture).mean(), np.abs(got - expected).mean()
+        assert error < 0.2 * lost + 0.1, f"quality {quality}: {error:.2f} off where JPEG loses {lost:.2f}"
+
+
+def test_augmented_views_are_those_of_training_and_repeatable() -> None:
+    pictures = _pictures().permute(0, 2, 3, 1).numpy()
+    config = AugmentConfig(flip=True, jpeg=50, cutmix=1.0)
+    views = augmented(pictures, config, draws=3, seed=1)
+    assert views.shape == (3, *pictures.shape)
+    assert views.dtype == np.uint8
+    assert np.array_equal(views, augmented(pictures, config, draws=3, seed=1))
+    assert not np.array_equal(views[0], views[1])
+    assert np.array_equal(augmented(pictures, AugmentConfig(), draws=1, seed=1)[0], pictures)
+
+
+def test_a_recipe_without_the_newer_options_keeps_its_text() -> None:
+    plain = parse_recipe(tiny_values(), "tiny")
+    for text in (recipe_toml(plain), plain.model_dump_json()):
+        assert not any(word in text for word in ("blur", "jpeg", "cache_folder"))
+    new = parse_recipe(tiny_values(augment__blur=1.5, augment__jpeg=40, data__cache_folder="x"), "tiny")
+    text = recipe_toml(new)
+    assert all(line in text for line in ("blur = 1.5", "jpeg = 40", 'cache_folder = "x"'))
 
 
 def test_a_stain_shift_of_nothing_is_the_same_picture() -> None:
