@@ -26,7 +26,7 @@ class Journal:
         except (FileNotFoundError, UnicodeDecodeError):
             pass
         except OSError as e:
-            raise OutputError(f"Can't read the journal {self.path}: {e.strerror or e}.") from None
+            raise self._error(e) from None
 
     def _read(self, lines: Iterable[str]) -> None:
         """Take what can be read; the last line may be half written, and damage only means work done again."""
@@ -72,9 +72,17 @@ class Journal:
             raise self._error(e) from None
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         assert self._file is not None
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as e:
+            # Lines that could not be written are tried once more on closing; the first error has been raised already.
+            if kind is None:
+                raise self._error(e) from None
 
     def _error(self, e: OSError) -> OutputError:
-        return OutputError(f"Can't write the journal {self.path}: {e.strerror or e}.")
+        return OutputError(
+            f"Can't write the journal {self.path}: {e.strerror or e}. "
+            "Choose a folder that can be written and has free space."
+        )
