@@ -163,7 +163,9 @@ def test_ctrl_c_while_training_leaves_a_run_to_resume(recipe_file: Path, cells: 
     assert "go on with --resume" in done.stdout
 
 
-def test_audit_folds_import_compare_and_count(tiny_run: Path, cells: Path, model_file: Path, tmp_path: Path) -> None:
+def test_audit_show_folds_import_compare_and_count(
+    tiny_run: Path, tiny_recipe: Callable[..., Recipe], cells: Path, model_file: Path, tmp_path: Path
+) -> None:
     def step(*args: object) -> str:
         done = marrowscope(*args, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
@@ -179,6 +181,11 @@ def test_audit_folds_import_compare_and_count(tiny_run: Path, cells: Path, model
     assert (tmp_path / "audit" / "index.html").is_file()
     groups = {r.path: r.group for r in read_index(tmp_path / "audit" / "index.csv") if r.group}
     assert set(groups) == {"BLA/BLA_00001.jpg", "BLA/copy.jpg"}
+
+    assert "show/index.html" in step("show", "i.csv", "--data", data, "-o", "show")
+    (tmp_path / "r.toml").write_text(recipe_toml(tiny_recipe()))
+    step("show", "i.csv", "--data", data, "--augmented", "r.toml", "-o", "augmented")
+    assert (tmp_path / "augmented" / "augmented.png").is_file()
 
     step("split", "audit/index.csv", "--classes", "BLA,LYT,NGS", "--folds", "5", "-o", "folds.csv")
     folds = Split.read(tmp_path / "folds.csv")

@@ -52,7 +52,8 @@ def test_each_class_has_a_sheet_and_a_bar(cells: Path, index: Path, tmp_path: Pa
     text = page.read_text()
     assert NOT_A_MEDICAL_DEVICE in text
     assert SYNTHETIC in text
-    assert [text.index(f"<h2>{c} ") for c in TINY_CODES] == sorted(text.index(f"<h2>{c} ") for c in TINY_CODES)
+    # In clinical order.
+    assert text.index("<h2>BLA ") < text.index("<h2>NGS ") < text.index("<h2>LYT ")
     assert "blast: 9 of 10 (synthetic)</h2>" in text
     assert "30 pictures of 3 classes." in text
     assert len(re.findall(r"<li>BLA/", text)) == 9

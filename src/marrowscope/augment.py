@@ -43,8 +43,8 @@ _COSINES = torch.tensor(
     [[math.cos((2 * i + 1) * k * math.pi / 16) / (2 if k else math.sqrt(8)) for i in range(8)] for k in range(8)]
 )
 
-_AT_A_TIME = 8
-"""Pictures of a group on a CPU, or as many as there are threads."""
+_AT_A_TIME = 4
+"""Pictures of a group on a CPU, for each of torch's threads."""
 
 Draws = dict[str, Tensor]
 """What happens to each picture, by option: a row a picture; an option that is off has none."""
@@ -72,7 +72,7 @@ class Augment:
         if images_BCHW.device.type != "cpu":
             return self._change(images_BCHW, {k: v.to(images_BCHW.device) for k, v in draws.items()})
         out = torch.empty(images_BCHW.shape)
-        step = max(_AT_A_TIME, torch.get_num_threads())
+        step = _AT_A_TIME * torch.get_num_threads()
         for i in range(0, len(out), step):
             group = slice(i, i + step)
             out[group] = self._change(images_BCHW[group], {k: v[group] for k, v in draws.items()})
@@ -129,11 +129,8 @@ class Augment:
             x = stain_shift(x, draws["stain_factor"], draws["stain_offset"])
         if "blur" in draws:
             x = gaussian_blur(x, draws["blur"], reach=math.ceil(3 * self.config.blur))
-        if "brightness" in draws:
-            x.mul_(draws["brightness"])
-        if "contrast" in draws:
-            mean = x.mean((1, 2, 3), keepdim=True)
-            x.sub_(mean).mul_(draws["contrast"]).add_(mean)
+        if "brightness" in draws or "contrast" in draws:
+            x = _brightness_and_contrast(x, draws.get("brightness"), draws.get("contrast"))
         if "saturation" in draws:
             grey = (x * torch.tensor(_GREY, device=x.device).view(1, 3, 1, 1)).sum(1, keepdim=True)
             x.sub_(grey).mul_(draws["saturation"]).add_(grey)
@@ -159,6 +156,16 @@ def _affine(x: Tensor, theta: Tensor, flip: Tensor | None) -> Tensor:
         along, down = theta[:, k, 0, None] * columns, theta[:, k, 1, None] * rows + theta[:, k, 2, None]
         torch.add(along[:, None, :], down[:, :, None], out=grid[..., k])
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def _brightness_and_contrast(x: Tensor, brightness: Tensor | None, contrast: Tensor | None) -> Tensor:
+    """Multiply by the brightness, then stretch about the mean by the contrast, in place."""
+    if contrast is None:
+        return x if brightness is None else x.mul_(brightness)
+    mean = x.mean((1, 2, 3), keepdim=True)
+    if brightness is None:
+        return x.mul_(contrast).add_(mean * (1 - contrast))
+    return x.mul_(brightness * contrast).add_(mean * brightness * (1 - contrast))
 
 
 def _erase(x: Tensor, box: Tensor) -> Tensor:
@@ -215,7 +222,10 @@ def jpeg_noise(images_BCHW: Tensor, quality: Tensor) -> Tensor:
     scale = torch.where(quality < 50, torch.floor(5000 / quality), 200.0 - 2 * quality)
     tables = torch.floor((_TABLES.to(device)[None] * scale[:, None, None, None] + 50) / 100).clamp_(1, 255)
     brightness = _quantised(ycc[:, :1] - 128, tables[:, 0]) + 128
-    colour = _quantised(F.avg_pool2d(ycc[:, 1:], 2).round_(), tables[:, 1])
+    halved = F.avg_pool2d(ycc[:, 1:], 2)
+    halved[..., 0::2].add_(0.25)  # libjpeg rounds halves down in one column and up in the next
+    halved[..., 1::2].add_(0.5)
+    colour = _quantised(halved.floor_(), tables[:, 1])
     colour = F.interpolate(colour, scale_factor=2, mode="bilinear", align_corners=False).round_()
     ycc = torch.cat([brightness, colour], dim=1)
     rgb = torch.matmul(torch.linalg.inv(_YCC).to(device), ycc.flatten(2)).view(x.shape)

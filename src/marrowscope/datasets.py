@@ -77,10 +77,19 @@ class CellImages:
             return cached
         return prepare(decode(self.source.read(self.rows[index].path)), self.spec)
 
-    def take(self, indices: Indices) -> Pixels:
-        """A copy of cached pictures, uint8 (B, size, size, 3)."""
-        assert self._cache is not None
-        return np.take(self._cache, self._slots[indices], axis=0)
+    def load_into(self, indices: Indices, out_NHWC: Pixels) -> list[str]:
+        """Write prepared pictures into an array; returns a line for each that can't be read."""
+        if self._cache is not None:
+            # The places are in range; with another mode numpy would make a copy of the result.
+            np.take(self._cache, self._slots[indices], axis=0, out=out_NHWC, mode="clip")
+            return []
+        broken = []
+        for i, out in zip(indices, out_NHWC, strict=True):
+            try:
+                out[:] = self.load(int(i))
+            except ImageError as e:
+                broken.append(f"{self.rows[int(i)].path}: {e}")
+        return broken
 
     def fill_cache(self, progress: Report | None = None, workers: int | None = None) -> None:
         """Decode everything into memory, N x size x size x 3 bytes.
@@ -132,53 +141,62 @@ class Batch:
 def batches(
     images: CellImages, order: Iterable[Indices], *, workers: int | None = None, ahead: int = 3
 ) -> Iterator[Batch]:
-    """Read batches in the given order of places, `ahead` of them in the background.
+    """Read batches in the given order of places, `ahead` of them in the background by `workers` threads.
+
+    Without `workers` there is a thread a processor core. 0 reads each batch when it is asked for, which is also what
+    happens where one core does all the work: a second thread would only get in the way of the training.
 
     Raises:
         DataError: A picture can't be read.
     """
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        waiting: deque[tuple[Indices, list[Future[Pixels]]]] = deque()
+    if workers is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = 0 if cores == 1 and not torch.cuda.is_available() else cores
+    if workers == 0:
+        for indices in order:
+            array = _empty(images, indices)
+            yield _batch(images, indices, array, images.load_into(indices, array))
+        return
+    yield from _read_ahead(images, order, workers, ahead)
+
+
+def _read_ahead(images: CellImages, order: Iterable[Indices], workers: int, ahead: int) -> Iterator[Batch]:
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[tuple[Indices, Pixels, list[Future[list[str]]]]] = deque()
         places = iter(order)
 
         def push() -> None:
             indices = next(places, None)
-            if indices is not None:
-                # Copying a picture is too little work for a task of its own.
-                work = [(images.take, indices)] if images.cached else [(images.load, int(i)) for i in indices]
-                waiting.append((indices, [pool.submit(*w) for w in work]))
+            if indices is None:
+                return
+            array = _empty(images, indices)
+            # Some pictures a task, for handing over costs time too; copying a batch is too little work to share.
+            step = max(1, len(indices) if images.cached else len(indices) // (4 * workers))
+            shares = [slice(i, i + step) for i in range(0, len(indices), step)]
+            waiting.append((indices, array, [pool.submit(images.load_into, indices[s], array[s]) for s in shares]))
 
         for _ in range(ahead):
             push()
         try:
             while waiting:
-                indices, futures = waiting.popleft()
+                indices, array, futures = waiting.popleft()
                 push()
-                yield _collect(images, indices, futures)
+                yield _batch(images, indices, array, [line for f in futures for line in f.result()])
         finally:
-            for _, futures in waiting:
+            for _, _, futures in waiting:
                 for f in futures:
                     f.cancel()
 
 
-def _collect(images: CellImages, indices: Indices, futures: Sequence[Future[Pixels]]) -> Batch:
-    if images.cached:
-        return _batch(images, indices, futures[0].result())
-    pictures, broken = [], []
-    for i, future in zip(indices, futures, strict=True):
-        try:
-            pictures.append(future.result())
-        except ImageError as e:
-            broken.append(f"{images.rows[i].path}: {e}")
+def _empty(images: CellImages, indices: Indices) -> Pixels:
+    return np.empty((len(indices), images.spec.size, images.spec.size, 3), np.uint8)
+
+
+def _batch(images: CellImages, indices: Indices, array_NHWC: Pixels, broken: Sequence[str]) -> Batch:
     if broken:
         raise unreadable(broken)
-    array = np.stack(pictures) if pictures else np.empty((0, images.spec.size, images.spec.size, 3), np.uint8)
-    return _batch(images, indices, array)
-
-
-def _batch(images: CellImages, indices: Indices, array: Pixels) -> Batch:
     # A permuted view of NHWC is what torch calls channels_last; no copy is needed.
-    return Batch(torch.from_numpy(array).permute(0, 3, 1, 2), torch.from_numpy(images.labels[indices]), indices)
+    return Batch(torch.from_numpy(array_NHWC).permute(0, 3, 1, 2), torch.from_numpy(images.labels[indices]), indices)
 
 
 def epoch_order(labels: Indices, *, seed: int, epoch: int, sampling: str, batch_size: int) -> list[Indices]:

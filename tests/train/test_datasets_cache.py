@@ -86,6 +86,17 @@ def test_files_memory_and_disk_give_the_same_batches(place: Place) -> None:
     assert _right(disk)
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_reading_ahead_changes_nothing(place: Place, cached: bool) -> None:
+    images = place.images()
+    if cached:
+        images.fill_cache()
+    order = [np.array([4, 0, 8, 3, 3]), np.array([2, 1])]
+    now, one, many = (list(batches(images, order, workers=w)) for w in (0, 1, 5))
+    for a, *others in zip(now, one, many, strict=True):
+        assert all(torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) for b in others)
+
+
 def test_it_is_made_once(place: Place, decoded: list[int]) -> None:
     seen: list[tuple[int, int]] = []
     made = pack_on_disk([place.images()], place.cache, lambda done, total: seen.append((done, total)))
@@ -204,8 +215,9 @@ def test_a_broken_picture_is_named_and_nothing_is_left(place: Place) -> None:
     with pytest.raises(DataError, match=f"1 picture.*\n  {broken}: "):
         place.pack(images)
     assert [p.suffix for p in place.cache.iterdir()] == [".lock"]
-    with pytest.raises(DataError, match=broken):
-        list(batches(images, [np.array([2])]))
+    for workers in (0, 1):
+        with pytest.raises(DataError, match=broken):
+            list(batches(images, [np.array([0]), np.array([2])], workers=workers))
 
 
 def test_too_little_space_is_said_first(place: Place, monkeypatch: pytest.MonkeyPatch, decoded: list[int]) -> None:

@@ -256,7 +256,7 @@ def test_jpeg_noise_is_what_a_jpeg_file_loses(size: int) -> None:
         tensor = torch.from_numpy(picture).permute(2, 0, 1)[None].float()
         got = jpeg_noise(tensor, torch.tensor([quality]))[0].permute(1, 2, 0).numpy()
         lost, error = np.abs(expected - picture).mean(), np.abs(got - expected).mean()
-        assert error < 0.2 * lost + 0.1, f"quality {quality}: {error:.2f} off where JPEG loses {lost:.2f}"
+        assert error < 0.1 * lost + 0.2, f"quality {quality}: {error:.2f} off where JPEG loses {lost:.2f}"
 
 
 def test_augmented_views_are_those_of_training_and_repeatable() -> None:

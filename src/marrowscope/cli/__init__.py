@@ -58,6 +58,7 @@ for command in (
     data.phantom,
     data.index,
     data.audit,
+    data.show,
     data.split,
     data.import_split,
     learn.train,

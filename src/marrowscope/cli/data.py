@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from marrowscope.cli.common import EXIT_SOME_FAILED, progress_bar
+from marrowscope.cli.common import EXIT_SOME_FAILED, need_torch, progress_bar
 
 if TYPE_CHECKING:
     from marrowscope.schema import Split
@@ -98,6 +98,32 @@ def audit(
     for what, n in found.summary().items():
         typer.echo(f"{n:8} {what}")
     typer.echo(f"tables and pictures: {output / 'index.html'}")
+
+
+def show(
+    table: Annotated[Path, typer.Argument(metavar="INDEX", help="An index.csv; with --augmented a split.csv will do.")],
+    data: Annotated[Path, typer.Option(help="What the index was made of.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")] = Path("show"),
+    augmented: Annotated[
+        Path | None, typer.Option(metavar="RECIPE", help="Show what training with this recipe sees instead.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Other seeds choose other pictures.")] = 0,
+) -> None:
+    """Show the images of each class, or what training sees of them."""
+    if augmented is None:
+        from marrowscope.show import show_index
+
+        with progress_bar("show") as progress:
+            page = show_index(table, data, output, seed=seed, progress=progress)
+    else:
+        from marrowscope.config import load_recipe
+
+        recipe = load_recipe(augmented)
+        need_torch("Showing augmented images")
+        from marrowscope.show import show_augmented
+
+        page = show_augmented(recipe, data, table, output, seed=seed)
+    typer.echo(f"pictures: {page}")
 
 
 def split(
