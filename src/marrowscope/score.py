@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from marrowscope.data.sources import open_source
 from marrowscope.data.split import check_split
 from marrowscope.datasets import CellImages, batches
 from marrowscope.errors import SplitError
 from marrowscope.evaluate import evaluate_csv
-from marrowscope.files import sha256_file
 from marrowscope.infer.classifier import softmax
 from marrowscope.models import load_run_model
 from marrowscope.schema import OK, Card, Evaluation, Part, Predictions, RunInfo, Split
@@ -101,8 +102,8 @@ def evaluate_run(
     predictions = predict_part(run, part, data=data, progress=progress)
     # Scalings and thresholds are fitted on the validation part, never on what is judged.
     validation = None if part == "val" else predict_part(run, "val", data=data)
-    root = _data_folder(run, data)
-    groups = [sha256_file(root / path) for path in predictions.paths]
+    source = open_source(_data_folder(run, data))
+    groups = [hashlib.sha256(source.read(path)).hexdigest() for path in predictions.paths]
     suffix = "" if part == "test" else f"-{part}"
     table = run / f"predictions{suffix}.csv"
     predictions.write(table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,16 @@ import pytest
 import torch
 
 import marrowscope.export.run as export_module
+from marrowscope.config import Recipe
 from marrowscope.errors import ModelError, SplitError
 from marrowscope.export import TOLERANCE, export_onnx
 from marrowscope.images import load_prepared
 from marrowscope.infer import Classifier, predict_files
 from marrowscope.models import CellClassifier, load_run_model
+from marrowscope.report import write_report
 from marrowscope.schema import Card, Evaluation, Predictions, Split
 from marrowscope.score import evaluate_run, predict_part
+from marrowscope.train import train
 
 
 @pytest.fixture
@@ -48,6 +52,18 @@ def test_evaluating_writes_predictions_evaluation_and_card(run: Path) -> None:
     _, other = evaluate_run(run, "val")
     assert other == run / "evaluation-val.json"
     assert Evaluation.read(run / "evaluation.json") == evaluation
+
+
+def test_a_run_works_out_of_an_archive(tiny_recipe: Callable[..., Recipe], cells: Path, tmp_path: Path) -> None:
+    archive = Path(shutil.make_archive(str(tmp_path / "cells"), "zip", cells))
+    run = tmp_path / "run"
+    train(tiny_recipe(schedule__epochs=1, schedule__warmup_epochs=0), data=archive, out=run, quiet=True)
+    evaluation, _ = evaluate_run(run)
+    assert evaluation.n == 3
+    assert Card.read(run / "card.json").training_data.synthetic
+    page = write_report(run).read_text()
+    assert "drawn by a program" in page
+    assert export_onnx(run, tmp_path / "m.onnx").real
 
 
 def test_data_that_moved_are_asked_for(run: Path, cells: Path, tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import tarfile
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
 from marrowscope.schema import Split, TrainingData
@@ -40,8 +42,18 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
 
 
 def is_synthetic(data: Path) -> bool:
-    """Whether a data folder says of itself that its cells are drawn."""
-    return (Path(data) / SYNTHETIC_MARK).is_file()
+    """Whether a data folder (or a folder right in it) or an archive says of itself that its cells are drawn."""
+    data = Path(data)
+    if data.is_dir():
+        return any((folder / SYNTHETIC_MARK).is_file() for folder in (data, *(p for p in data.iterdir() if p.is_dir())))
+    names: list[str] = []
+    if zipfile.is_zipfile(data):
+        with zipfile.ZipFile(data) as archive:
+            names = archive.namelist()
+    elif data.is_file() and tarfile.is_tarfile(data):
+        with tarfile.open(data) as tar:
+            names = tar.getnames()
+    return any(PurePosixPath(name).name == SYNTHETIC_MARK for name in names)
 
 
 def training_data(data: Path, source: str, split: Split) -> TrainingData:
