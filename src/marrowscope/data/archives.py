@@ -14,6 +14,7 @@ import stat
 import tarfile
 import zipfile
 import zlib
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -66,8 +67,9 @@ class ArchiveSource(Source):
         except Exception as e:  # BadZipFile, TarError, OSError, EOFError, struct.error, ValueError, ...
             raise DataError(f"Can't read the archive {self.path}: {_text(e)}. Get it anew.") from None
 
+    @abstractmethod
     def _list(self) -> dict[str, Member]:
-        raise NotImplementedError
+        """All members that are pictures, by name."""
 
     def has(self, name: str) -> bool:
         return name in self._members
@@ -93,8 +95,9 @@ class ArchiveSource(Source):
             raise ImageError("empty file")
         return data
 
+    @abstractmethod
     def _unpack(self, member: Member) -> bytes:
-        raise NotImplementedError
+        """The bytes of one member."""
 
     @functools.cached_property
     def _handle(self) -> int:
