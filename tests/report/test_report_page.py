@@ -349,7 +349,11 @@ def test_one_class_without_cells(make_run: MakeRun, tmp_path: Path) -> None:
     none = e.per_class[0].recall.model_copy(update={"value": None, "low": None, "high": None})
     empty = e.per_class[0].model_copy(update={"support": 0, "recall": none, "precision": none, "f1": none})
     e.model_copy(update={"per_class": (empty, *e.per_class[1:])}).write(run / "evaluation.json")
-    Page(write_report(run).read_text(encoding="utf-8"))
+    page = Page(write_report(run).read_text(encoding="utf-8"))
+    # Without a figure there is a dash, never "None", "nan" or a made-up 0.
+    assert "–" in page.words
+    assert "None is real" in page.words
+    assert not {"None", "nan"} & set(page.words.replace("None is real", "").split())
 
 
 @pytest.mark.slow
