@@ -17,7 +17,7 @@ FLOORS: dict[str, int] = {
     # vocabulary
     "errors": 0, "cells": 0, "files": 0, "schema": 0, "config": 0,
     # pure numpy stages
-    "images": 1, "data": 1, "evaluate": 1, "differential": 1,
+    "images": 1, "data": 1, "evaluate": 1, "differential": 1, "triage": 1,
     # torch stages, and inference
     "models": 2, "augment": 2, "datasets": 2, "infer": 2,
     "train": 3, "score": 3, "export": 3, "show": 3,

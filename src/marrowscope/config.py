@@ -32,8 +32,11 @@ def _without_defaults(config: Frozen, values: dict[str, Any], later: Sequence[st
 
     A recipe that doesn't use them keeps its text and its hash, and so a run begun before they came can be resumed.
     """
-    fields = type(config).model_fields
-    return {k: v for k, v in values.items() if k not in later or v != fields[k].default}
+    return {k: v for k, v in values.items() if k not in later or getattr(config, k) != _default(config, k)}
+
+
+def _default(config: Frozen, key: str) -> Any:
+    return type(config).model_fields[key].get_default(call_default_factory=True)
 
 
 class ModelConfig(Frozen):
@@ -45,12 +48,19 @@ class ModelConfig(Frozen):
             safetensors or weights-only ``.pth`` file.
         drop_path: Stochastic depth rate (Huang et al. 2016); 0 is off.
         dropout: Dropout before the classifier; 0 is off.
+        patch_drop: Share of a ViT's patches left out of each training step (Liu et al. 2023, PatchDropout): more
+            pixels for the same time, and a regulariser; 0 is off.
     """
 
     name: str
     weights: str = "none"
     drop_path: float = Field(default=0.0, ge=0.0, lt=1.0)
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    patch_drop: float = Field(default=0.0, ge=0.0, le=0.9)
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_new(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_defaults(self, handler(self), ("patch_drop",))
 
 
 class DataConfig(Frozen):
@@ -218,6 +228,10 @@ class Recipe(Frozen):
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     engine: EngineConfig = EngineConfig()
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_new(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_defaults(self, handler(self), ("merge", "drop"))
 
     @field_validator("classes")
     @classmethod

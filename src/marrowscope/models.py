@@ -54,6 +54,8 @@ def build_model(config: ModelConfig, n_classes: int, spec: Preprocessing) -> Cel
     options: dict[str, Any] = {"num_classes": n_classes, "drop_rate": config.dropout}
     if config.drop_path:
         options["drop_path_rate"] = config.drop_path
+    if config.patch_drop:
+        options["patch_drop_rate"] = config.patch_drop
     pretrained = timm.get_pretrained_cfg(name, allow_unregistered=True)
     if pretrained is not None and pretrained.fixed_input_size:
         options["img_size"] = spec.size

@@ -25,6 +25,10 @@ from marrowscope.schema.base import (
 )
 from marrowscope.schema.documents import (
     Card,
+    CardAcceptance,
+    CardConformal,
+    CardNovelty,
+    CardScaling,
     Preprocessing,
     RunInfo,
     SplitInfo,
@@ -68,6 +72,10 @@ __all__ = [
     "SPLIT_COLUMNS",
     "Calibration",
     "Card",
+    "CardAcceptance",
+    "CardConformal",
+    "CardNovelty",
+    "CardScaling",
     "ClassFigures",
     "ConformalSets",
     "Document",

@@ -65,6 +65,77 @@ class TrainingData(Frozen):
     counts: dict[str, dict[str, int]]
 
 
+class CardScaling(Frozen):
+    """Calibration that every later stage applies: probabilities are softmax(scale * logits + bias).
+
+    Attributes:
+        method: ``temperature`` (one scale for all classes, biases 0) or ``vector`` (Guo et al. 2017, ICML).
+        scale: One a class.
+        bias: One a class.
+        fitted_on: Validation cells that it was fitted on.
+    """
+
+    method: Literal["temperature", "vector"]
+    scale: tuple[float, ...]
+    bias: tuple[float, ...]
+    fitted_on: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _usable(self) -> CardScaling:
+        if min(self.scale) <= 0:
+            raise ValueError("scale must be above 0 for every class")
+        return self
+
+
+class CardConformal(Frozen):
+    """Thresholds of conformal sets: a class is in the set when its calibrated probability reaches its threshold.
+
+    Attributes:
+        method: One threshold for all classes, or one for each (`evaluate.conformal`).
+        alpha: Share of cells whose set may miss the truth.
+        thresholds: One a class, 0..1.
+        fitted_on: Validation cells that they were fitted on.
+    """
+
+    method: Literal["split", "class-conditional"]
+    alpha: float = Field(gt=0.0, lt=1.0)
+    thresholds: tuple[float, ...]
+    fitted_on: int = Field(ge=1)
+
+
+class CardNovelty(Frozen):
+    """When a picture counts as none of what the model has learnt.
+
+    Attributes:
+        method: What the ONNX output ``ood_score`` is (higher: stranger), or ``energy``, which is made of the logits
+            and needs no output.
+        threshold: A score above it is flagged as out of distribution.
+        kept: Share of validation cells at or below the threshold, 0..1.
+        fitted_on: Validation cells that the threshold was chosen on.
+    """
+
+    method: Literal["energy", "mahalanobis", "relative-mahalanobis", "knn"]
+    threshold: float
+    kept: float = Field(gt=0.0, le=1.0)
+    fitted_on: int = Field(ge=1)
+
+
+class CardAcceptance(Frozen):
+    """Least confidence from which answers are right in the wanted share of cases, as seen on validation cells.
+
+    Attributes:
+        accuracy: The wanted share, 0..1.
+        threshold: Least calibrated confidence; above 1 where no threshold reaches the share.
+        coverage: Share of validation cells that reach it.
+        fitted_on: Number of validation cells.
+    """
+
+    accuracy: float = Field(gt=0.0, lt=1.0)
+    threshold: float = Field(ge=0.0)
+    coverage: float = Field(ge=0.0, le=1.0)
+    fitted_on: int = Field(ge=1)
+
+
 class Card(Document):
     """What a model is (card.json, and the metadata of an ONNX file)."""
 
@@ -86,12 +157,25 @@ class Card(Document):
     test: dict[str, Figure] = Field(default_factory=dict)
     weights_sha256: str
     precision: Literal["fp32", "fp16", "int8"] = "fp32"
+    scaling: CardScaling | None = None
+    conformal: tuple[CardConformal, ...] = ()
+    novelty: CardNovelty | None = None
+    acceptance: tuple[CardAcceptance, ...] = ()
+    confusion: tuple[tuple[int, ...], ...] = Field(
+        default=(), description="validation cells by truth (row) and answer (column), for adjusted counts"
+    )
     intended_use: str = NOT_A_MEDICAL_DEVICE
 
     @model_validator(mode="after")
     def _codes(self) -> Card:
-        if len(set(self.codes)) != len(self.codes) or len(self.codes) < 2:
+        classes = len(self.codes)
+        if len(set(self.codes)) != classes or classes < 2:
             raise ValueError("codes must name at least two different classes")
+        rows = [c.thresholds for c in self.conformal] + list(self.confusion)
+        if self.scaling is not None:
+            rows += [self.scaling.scale, self.scaling.bias]
+        if any(len(row) != classes for row in rows) or len(self.confusion) not in {0, classes}:
+            raise ValueError(f"scaling, conformal thresholds and confusion must have one entry per class ({classes})")
         return self
 
 
