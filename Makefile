@@ -7,13 +7,14 @@ MARROWSCOPE := $(BIN)/marrowscope
 DEMO := demo
 .DELETE_ON_ERROR:
 
-.PHONY: help setup demo test check format clean
+.PHONY: help setup demo test check docs format clean
 
 help:
 	@echo "make setup   make $(VENV) with everything in it"
 	@echo "make demo    the whole job on synthetic cells, in some minutes: $(DEMO)/run/report.html"
 	@echo "make test    install what the tests need and run them all"
 	@echo "make check   what make test runs, without the installation"
+	@echo "make docs    the documentation as a site: docs/_build/html/index.html"
 	@echo "make format  rewrite the sources as the style checks want them"
 	@echo "make clean   remove the demo and all caches (not $(VENV))"
 
@@ -73,9 +74,13 @@ check:
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
+docs: $(VENV)/.tested
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 format:
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(DEMO) docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis

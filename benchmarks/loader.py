@@ -38,7 +38,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from marrowscope.augment import STAIN_VECTORS, Augment
+from marrowscope.augment import STAIN_VECTORS, Augment, while_reading
 from marrowscope.config import AugmentConfig
 from marrowscope.datasets import CellImages, batches, epoch_order, pack_on_disk
 from marrowscope.schema import Preprocessing, SplitRow
@@ -55,14 +55,15 @@ class Stain:
     """Stain shift of one picture, float (3, H, W), by the formula as it stands in Tellez et al. (2019)."""
 
     def __init__(self) -> None:
-        self.inverse = torch.linalg.inv(STAIN_VECTORS)
+        self.vectors = STAIN_VECTORS[AUGMENT.stain_axes]
+        self.inverse = torch.linalg.inv(self.vectors)
 
     def __call__(self, image: Tensor) -> Tensor:
         span = AUGMENT.stain
         factor, offset = 1 + (2 * torch.rand(3) - 1) * span, (2 * torch.rand(3) - 1) * span * 0.1
         density = -torch.log((image + 1) / 256)
         stains = torch.matmul(self.inverse.T, density.flatten(1)) * factor[:, None] + offset[:, None]
-        density = torch.matmul(STAIN_VECTORS.T, stains).view_as(image)
+        density = torch.matmul(self.vectors.T, stains).view_as(image)
         return (256 * torch.exp(-density) - 1).clamp_(0, 255)
 
 
@@ -100,7 +101,7 @@ def _to_255(image: Tensor) -> Tensor:
 
 def our_side(images: CellImages, batch: int, cores: int) -> Side:
     """`batches` and `Augment`, as the training loop uses them."""
-    augment = Augment(AUGMENT)
+    augment = Augment(AUGMENT) if images.cached or cores == 1 else while_reading(AUGMENT)
 
     def run(epoch: int) -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(epoch)

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import hashlib
+import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +21,15 @@ def test_every_recipe_loads_and_survives_writing(path: Path, tmp_path: Path) -> 
     copy = tmp_path / "copy.toml"
     copy.write_text(recipe_toml(recipe))
     assert load_recipe(copy) == recipe
+
+
+def test_a_teacher_is_written_and_read(tmp_path: Path) -> None:
+    recipe = parse_recipe(tiny_values(distil={"teacher": "runs/a", "view": "plain"}), "r")
+    assert recipe.distil.teacher == ("runs/a",)
+    copy = tmp_path / "copy.toml"
+    copy.write_text(recipe_toml(recipe))
+    assert load_recipe(copy) == recipe
+    assert load_recipe(copy, ['distil.teacher=["a", "b"]']).distil.teacher == ("a", "b")
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
@@ -47,10 +59,57 @@ def test_all_mistakes_are_reported_at_once() -> None:
     assert "loss.focal_gamma" in text
 
 
-def test_classes_are_not_balanced_twice() -> None:
-    values = tiny_values(data__sampling="balanced", loss__class_weights="balanced")
-    with pytest.raises(RecipeError, match="balanced twice"):
-        parse_recipe(values, "r.toml")
+BALANCING: dict[str, Any] = {
+    "data__sampling": "balanced",
+    "loss__class_weights": "balanced",
+    "loss__focal_gamma": 2.0,
+    "loss__logit_adjustment": 1.0,
+}
+
+
+@pytest.mark.parametrize("pair", list(itertools.combinations(BALANCING, 2)), ids=lambda p: " and ".join(p))
+def test_classes_are_not_balanced_twice(pair: tuple[str, str]) -> None:
+    names = [key.replace("__", ".") for key in pair]
+    with pytest.raises(RecipeError, match=rf"balanced twice, by {names[0]} = .* and by {names[1]} = .*; keep one"):
+        parse_recipe(tiny_values(**{key: BALANCING[key] for key in pair}), "r.toml")
+    for key in pair:
+        parse_recipe(tiny_values(**{key: BALANCING[key]}), "r.toml")
+
+
+# SHA-256 of recipes as the first versions wrote them: a run is resumed only where its recipe still has the same.
+FIRST = "45a4886fb8bd5a1753531ad3f5544da8b6f64f7be9ca19842f076be9eba04772"
+SECOND = "1a75f4728404eef2b187cdb9b066bbb631a4b58a79cc7e55ba352c354b0f28f7"
+
+
+def test_recipes_keep_the_hash_that_their_runs_were_begun_with() -> None:
+    def digest(**changes: Any) -> str:
+        return hashlib.sha256(parse_recipe(tiny_values(**changes), "t").model_dump_json().encode()).hexdigest()
+
+    assert digest() == FIRST
+    old: dict[str, Any] = {
+        "merge": {"LYT": "BLA"},
+        "model__patch_drop": 0.5,
+        "augment__blur": 1.0,
+        "augment__jpeg": 50,
+        "data__cache_folder": "x",
+        "loss__focal_gamma": 2.0,
+    }
+    assert digest(**old) == SECOND
+    # What came later is not written where it stands at its default, and changes the hash where it does not.
+    later: dict[str, Any] = {
+        "loss__logit_adjustment": 0.0,
+        "schedule__head_epochs": 0,
+        "engine__compile": False,
+        "distil": {},
+    }
+    assert digest(**later) == FIRST
+    new: dict[str, Any] = {
+        "loss__logit_adjustment": 1.0,
+        "schedule__head_epochs": 1,
+        "engine__compile": True,
+        "distil": {"teacher": "x"},
+    }
+    assert len({FIRST, *(digest(**{k: v}) for k, v in new.items())}) == 5
 
 
 @pytest.mark.parametrize(
@@ -61,6 +120,10 @@ def test_classes_are_not_balanced_twice() -> None:
         ({"merge": {"BLA": "LYT", "LYT": "NGS"}}, "merge a class once"),
         ({"drop": ["BLA"], "merge": {"LYT": "NGS"}}, "leave 1 class"),
         ({"schedule__warmup_epochs": 2}, "warmup_epochs .2.* must be below epochs"),
+        ({"schedule__head_epochs": 2}, "head_epochs .2. must be below epochs"),
+        ({"distil": {"weight": 0.5}}, "distil: there is no teacher"),
+        ({"distil": {"teacher": ["a", "a"]}}, "distil: each teacher is the path of another run folder"),
+        ({"distil": {"teacher": "a", "temprature": 2}}, r"unknown key 'temprature' in \[distil\]; known keys: teacher"),
         ({"image__std": [0.1, 0.0, 0.1]}, "std must be above 0"),
         ({"name": "A B"}, "name"),
         ({"optimizer__learning_rate": float("nan")}, "learning_rate"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,16 @@ from marrowscope.differential import (
     goodman_interval,
     prior_corrected,
 )
+from marrowscope.differential.adjust import check_confusion
 from marrowscope.errors import DataError
-from marrowscope.schema import Predictions
+from marrowscope.schema import Card, Predictions
+from tiny_onnx import card
 
 M14 = CLASS_SETS["marrow-14"].codes
+
+
+def card_with(confusion: npt.ArrayLike, codes: tuple[str, ...] = M14) -> Card:
+    return card(codes).model_copy(update={"confusion": tuple(map(tuple, np.asarray(confusion).tolist()))})
 
 
 def predictions(
@@ -167,7 +174,7 @@ def test_nothing_to_count() -> None:
     assert out.counted == 0
     assert {r.percent.value for r in out.rows} == {None}
     assert out.blast_percent.figure.value is None
-    out = count(predictions({}), confusion=np.eye(14, dtype=int))
+    out = count(predictions({}), card=card_with(np.eye(14, dtype=int)))
     assert {r.adjusted.value for r in out.rows if r.adjusted} == {None}
 
 
@@ -177,9 +184,43 @@ def test_unsure_cells_are_listed_and_not_counted() -> None:
         (*sure.paths, "a", "b", "c"), sure.status + unsure.status, M14, np.concatenate([sure.probs_NC, unsure.probs_NC])
     )
     out = count(both, least_confidence=0.5)
-    assert (out.unsure, out.review) == (3, ("a", "b", "c"))
+    assert [(c.path, c.predicted, c.confidence, c.reason) for c in out.review] == [
+        (p, "BLA", 0.4, "low confidence") for p in "abc"
+    ]
     assert out.rows == count(sure).rows
-    assert count(both).unsure == 0
+    assert count(both).review == ()
+
+
+def judged(n: int = 60) -> Predictions:
+    """Sixty blasts; every third is strange, every second not accepted."""
+    plain, number = predictions({"BLA": n}), np.arange(n)
+    return replace(plain, ood_N=number % 3 == 0, accepted_N=number % 2 == 1)
+
+
+def test_what_the_model_would_not_answer_for_is_counted_apart() -> None:
+    out = count(judged())
+    assert (out.counted, out.rows[0].count) == (20, 20)
+    assert out.reasons() == {"out of distribution": 20, "not accepted": 20}
+    assert [c.path for c in out.review if c.reason == "out of distribution"] == [f"{i}.jpg" for i in range(0, 60, 3)]
+    assert count(judged(), review=False).counted == 60
+    assert count(judged(), review=False).review == ()
+
+
+def test_adjusted_counts_rest_on_all_cells_but_strange_ones() -> None:
+    out = count(judged(), card=card_with(np.eye(14, dtype=int) * 30))
+    assert out.counted == 20
+    assert out.adjustment is not None
+    assert (out.adjustment.cells, out.adjustment.validation, out.adjustment.model) == (40, 420, "tiny")
+    everything = count(judged(), card=card_with(np.eye(14, dtype=int) * 30), review=False)
+    assert everything.adjustment is not None
+    assert everything.adjustment.cells == 60
+
+
+def test_failed_files_are_no_cells_for_review() -> None:
+    some = predictions({"LYT": 3}, failed=("empty file", "missing: x"))
+    marked = replace(some, accepted_N=np.array([True, True, True, False, False]), ood_N=np.zeros(5, dtype=bool))
+    out = count(marked, least_confidence=0.5)
+    assert (out.counted, out.review, sum(out.failed.values())) == (3, (), 2)
 
 
 def test_unknown_definitions() -> None:
@@ -190,7 +231,7 @@ def test_unknown_definitions() -> None:
 
 
 def test_document_comes_back(tmp_path: Path) -> None:
-    out = count(predictions(NORMAL), confusion=np.eye(14, dtype=int) * 50)
+    out = count(judged(), card=card_with(np.eye(14, dtype=int) * 50), least_confidence=0.95)
     out.write(tmp_path / "differential.json")
     assert Differential.read(tmp_path / "differential.json") == out
 
@@ -228,9 +269,9 @@ def test_perfect_model_needs_no_adjusting() -> None:
 def test_batches_are_as_one_by_one() -> None:
     rng = np.random.default_rng(2)
     counts, matrices = rng.integers(1, 50, (4, 5)), rng.integers(1, 50, (4, 5, 5))
-    together = adjusted_shares(counts, matrices, 50)
+    together = adjusted_shares(counts, matrices, iterations=50)
     for i in range(4):
-        np.testing.assert_allclose(together[i], adjusted_shares(counts[i], matrices[i], 50))
+        np.testing.assert_allclose(together[i], adjusted_shares(counts[i], matrices[i], iterations=50))
 
 
 def test_prior_correction_finds_the_mix() -> None:
@@ -245,16 +286,46 @@ def test_prior_correction_finds_the_mix() -> None:
     assert np.abs(np.bincount(probs.argmax(1), minlength=3) / 20_000 - mix).max() > 0.05
 
 
+def test_prior_correction_is_as_quapys() -> None:
+    i = np.arange(80)[:, None]
+    z = 3 * np.sin(0.7 * i * np.array([1, 1.3, 0.6, 2.1]) + np.arange(4))
+    probs = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+    prior = np.array([0.4, 0.3, 0.2, 0.1])
+    # quapy 0.2.3: EMQ.EM(prior, probs, epsilon=1e-13)[0]
+    want = [0.08701487, 0.16855735, 0.26903257, 0.47539521]
+    np.testing.assert_allclose(prior_corrected(probs, prior), want, atol=1e-7)
+    twice = prior_corrected(np.concatenate([probs, probs[:9]]), prior)
+    weights = np.ones((2, 80))
+    weights[1, :9] = 2
+    np.testing.assert_allclose(prior_corrected(probs, prior, weights), [want, twice], atol=1e-7)
+
+
+def test_adjusted_ratio_and_blasts_follow_the_adjusted_mix() -> None:
+    matrix = confusions(14, 0.85)
+    out = count(predictions(NORMAL), card=card_with(matrix))
+    for kind in ("adjusted", "corrected"):
+        rows = {r.code: getattr(r, kind) for r in out.rows}
+        blasts, ratio = getattr(out.blast_percent, kind), getattr(out.myeloid_erythroid, kind)
+        assert blasts == rows["BLA"]
+        above = sum(rows[c].value for c in RATIOS["granulocytic-monocytic"].myeloid if c in rows)
+        assert ratio.value == pytest.approx(above / (rows["PEB"].value + rows["EBO"].value))
+        assert ratio.low < ratio.value < ratio.high
+    codes = CLASS_SETS["marrow-8"].codes
+    without = count(predictions({"NGS": 50}, codes), card=card_with(np.eye(8, dtype=int) * 9, codes))
+    assert without.myeloid_erythroid.adjusted is not None
+    assert without.myeloid_erythroid.adjusted.value is None
+
+
 def test_adjusted_is_closer_to_the_truth_than_raw() -> None:
     rng = np.random.default_rng(4)
     codes = [c for c in M14 if BY_CODE[c].nucleated]
     matrix = confusions(14, 0.8, seed=5)
     recall = matrix / matrix.sum(1, keepdims=True)
     raw, adjusted = [], []
-    for _ in range(10):
+    for _ in range(4):
         mix = rng.dirichlet(np.ones(14) * 0.6)
         drawn = rng.multinomial(1000, mix @ recall)
-        out = count(predictions(dict(zip(M14, drawn.tolist(), strict=True))), confusion=matrix)
+        out = count(predictions(dict(zip(M14, drawn.tolist(), strict=True))), card=card_with(matrix))
         truth = {c: 100 * mix[M14.index(c)] / sum(mix[M14.index(x)] for x in codes) for c in codes}
         raw.append(np.mean([abs((r.percent.value or 0) - truth[r.code]) for r in out.rows]))
         adjusted.append(np.mean([abs((r.adjusted.value or 0) - truth[r.code]) for r in out.rows if r.adjusted]))
@@ -264,7 +335,7 @@ def test_adjusted_is_closer_to_the_truth_than_raw() -> None:
 def test_adjusted_intervals_cover_and_repeat() -> None:
     matrix = confusions(14, 0.85)
     smear = predictions(NORMAL)
-    out = count(smear, confusion=matrix)
+    out = count(smear, card=card_with(matrix))
     assert out.adjustment is not None
     for r in out.rows:
         assert r.adjusted is not None
@@ -273,14 +344,18 @@ def test_adjusted_intervals_cover_and_repeat() -> None:
         assert r.adjusted.high is not None
         assert 0 <= r.adjusted.low <= r.adjusted.value <= r.adjusted.high <= 100
     assert sum(r.adjusted.value or 0 for r in out.rows if r.adjusted) == pytest.approx(100)
-    assert out == count(smear, confusion=matrix)
-    assert out != count(smear, confusion=matrix, seed=1)
+    assert out == count(smear, card=card_with(matrix))
+    assert out != count(smear, card=card_with(matrix), seed=1)
 
 
-def test_confusions_that_do_not_fit() -> None:
-    with pytest.raises(DataError, match=r"shape \(3, 3\).*14 classes"):
-        count(predictions(NORMAL), confusion=np.eye(3, dtype=int))
+def test_cards_that_do_not_fit() -> None:
+    with pytest.raises(DataError, match="'tiny' has the classes BLA EOS LYT NGS, and the predictions have ART BLA"):
+        count(predictions(NORMAL), card=card())
+    with pytest.raises(DataError, match="does not tell its confusions"):
+        count(predictions(NORMAL), card=card(M14))
     matrix = np.eye(14, dtype=int)
     matrix[M14.index("PEB")] = 0
     with pytest.raises(DataError, match="no cell of PEB"):
-        count(predictions(NORMAL), confusion=matrix)
+        count(predictions(NORMAL), card=card_with(matrix))
+    with pytest.raises(DataError, match=r"shape \(3, 3\).*14 classes"):
+        check_confusion(M14, np.eye(3, dtype=int))

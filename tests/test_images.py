@@ -386,6 +386,74 @@ def test_prepare_commutes_with_flips_and_turns() -> None:
         assert np.abs(a.astype(int) - turn(images.prepare(pixels, spec))).max() <= 1
 
 
+# ---------------------------------------------------------------------------------------------------------- to_input
+
+SPECS = [
+    Preprocessing(size=16),
+    Preprocessing(size=40, interpolation="bilinear"),
+    Preprocessing(size=24, crop=0.7, interpolation="lanczos"),
+]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda s: f"{s.size}")
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "BMP", "WEBP"])
+def test_to_input_is_decode_and_prepare(form: str, spec: Preprocessing) -> None:
+    files = [encode(smooth(), form), encode(noise(40, 40), form)]
+    if form in {"PNG", "TIFF"}:
+        files += [encode(RNG.integers(0, 65536, (30, 30)).astype(np.uint16), form), encode(noise(30, 44, 4), form)]
+    if form == "JPEG":
+        files.append(encode(Image.fromarray(smooth()).convert("CMYK"), form))
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        files.append(encode(smooth(), form, exif=exif))
+    for data in files:
+        np.testing.assert_array_equal(images.to_input(data, spec), images.prepare(images.decode(data), spec))
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "spec", "scale"),
+    [
+        (128, 128, Preprocessing(size=64, reduced_decode=True), 2),
+        (128, 200, Preprocessing(size=16, reduced_decode=True), 8),
+        (127, 200, Preprocessing(size=64, reduced_decode=True), 1),
+        (128, 128, Preprocessing(size=64, crop=0.9, reduced_decode=True), 1),
+        (400, 300, Preprocessing(size=60, crop=0.8, reduced_decode=True), 4),
+    ],
+)
+def test_a_large_jpeg_is_decoded_smaller(height: int, width: int, spec: Preprocessing, scale: int) -> None:
+    data = encode(smooth(height, width), "JPEG", quality=95)
+    with Image.open(io.BytesIO(data)) as image:
+        image.draft(None, (-(-width // scale), -(-height // scale)))
+        want = images.prepare(np.asarray(image), spec)
+        assert image.size == (-(-width // scale), -(-height // scale))
+    got = images.to_input(data, spec)
+    np.testing.assert_array_equal(got, want)
+    exact = images.to_input(data, spec.model_copy(update={"reduced_decode": False}))
+    assert (got.tobytes() == exact.tobytes()) == (scale == 1)
+    assert np.abs(got.astype(int) - exact).max() <= 12
+
+
+def test_reduced_decoding_is_for_jpegs_and_turns_them_upright() -> None:
+    spec, whole = Preprocessing(size=16, reduced_decode=True), Preprocessing(size=16)
+    png_file = encode(smooth(128, 128), "PNG")
+    np.testing.assert_array_equal(images.to_input(png_file, spec), images.to_input(png_file, whole))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = images.to_input(encode(smooth(128, 128), "JPEG", exif=exif), spec)
+    straight = images.to_input(encode(smooth(128, 128), "JPEG"), spec)
+    np.testing.assert_array_equal(turned, np.rot90(straight, -1))
+    grey, cmyk = Image.fromarray(smooth(128, 128)).convert("L"), Image.fromarray(smooth(128, 128)).convert("CMYK")
+    for image in (grey, cmyk):
+        data = encode(image, "JPEG")
+        assert np.abs(images.to_input(data, spec).astype(int) - images.to_input(data, whole)).max() <= 8
+
+
+def test_what_is_new_leaves_cards_and_recipes_as_they_were() -> None:
+    assert "reduced_decode" not in Preprocessing(size=16).model_dump_json()
+    once = Preprocessing(size=16, reduced_decode=True)
+    assert Preprocessing.model_validate_json(once.model_dump_json()) == once
+
+
 def test_check_pixels() -> None:
     grey = noise(20, 30, 1)
     assert images.check_pixels(grey).shape == (20, 30, 3)
@@ -443,18 +511,28 @@ VALID = [
 
 
 def pixels_or_image_error(data: bytes) -> None:
+    spec = Preprocessing(size=16, interpolation="bilinear")
     try:
         out = images.decode(data)
     except ImageError as e:
         text = str(e)
+        with pytest.raises(ImageError):
+            images.to_input(data, spec)
     else:
+        np.testing.assert_array_equal(images.to_input(data, spec), images.prepare(out, spec))
         assert out.dtype == np.uint8
         assert out.ndim == 3
         assert out.shape[2] == 3
         assert min(out.shape[:2]) >= images.MIN_SIDE
-        return
-    assert len(text) < 200
-    assert text.isprintable()
+        text = ""
+    reason = ""
+    try:
+        assert images.to_input(data, spec.model_copy(update={"reduced_decode": True})).shape == (16, 16, 3)
+    except ImageError as e:
+        reason = str(e)
+    for message in (text, reason):
+        assert len(message) < 200
+        assert message.isprintable()
 
 
 FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))

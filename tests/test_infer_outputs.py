@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -26,6 +25,7 @@ from marrowscope.errors import DataError, MissingExtraError, ModelError, OutputE
 from marrowscope.infer import Classifier, outputs, predict_files
 from marrowscope.infer.outputs import Journal
 from marrowscope.schema import Predictions
+from marrowscope.triage import Answers
 from tiny_onnx import CODES, write_model
 
 HEADER = ["path", "status", "predicted", "confidence", "A", "B"]
@@ -53,16 +53,16 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def fail_in_batch(monkeypatch: pytest.MonkeyPatch, number: int, error: BaseException) -> None:
     calls = 0
-    run = Classifier.logits
+    run = Classifier.answer_each
 
-    def logits(self: Classifier, x: images.Pixels) -> npt.NDArray[np.float32]:
+    def answer_each(self: Classifier, pictures: Sequence[tuple[images.Pixels, ...]]) -> Answers:
         nonlocal calls
         calls += 1
         if calls == number:
             raise error
-        return run(self, x)
+        return run(self, pictures)
 
-    monkeypatch.setattr(Classifier, "logits", logits)
+    monkeypatch.setattr(Classifier, "answer_each", answer_each)
 
 
 # ------------------------------------------------------------------------------------------------ what can't be written

@@ -241,7 +241,7 @@ def test_an_empty_folder_among_others_is_found_before_work_begins(
     model: Classifier, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "empty").mkdir()
-    monkeypatch.setattr(Classifier, "logits", None)
+    monkeypatch.setattr(Classifier, "answer_each", None)
     with pytest.raises(DataError, match="empty holds no image"):
         predict_files(model, [cells, tmp_path / "empty"], tmp_path / "out.csv")
 

@@ -17,17 +17,29 @@ FLOORS: dict[str, int] = {
     # vocabulary
     "errors": 0, "cells": 0, "files": 0, "schema": 0, "config": 0,
     # pure numpy stages
-    "images": 1, "data": 1, "evaluate": 1, "differential": 1, "triage": 1,
+    "images": 1, "data": 1, "evaluate": 1, "differential": 1, "holdout": 1, "analysis": 1, "triage": 1,
     # torch stages, and inference
-    "models": 2, "augment": 2, "datasets": 2, "infer": 2,
-    "train": 3, "score": 3, "export": 3, "show": 3,
-    "report": 4,
+    "models": 2, "augment": 2, "datasets": 2, "infer": 2, "occlusion": 2, "outputs": 2,
+    "train": 3, "fit": 3, "score": 3, "strangers": 3, "trials": 3, "modelcards": 3, "explain": 3, "features": 3, "export": 3, "show": 3,
+    "cluster": 3, "report": 4, "doctor": 4, "serve": 4,
     "cli": 5,
 }  # fmt: skip
 
 TORCH = {"torch", "timm", "torchvision", "lightning_fabric", "safetensors", "onnx", "onnxscript", "tensorboard"}
-MAY_USE_TORCH = {"models", "augment", "datasets", "train", "score", "export"}
-REPORT_MAY_IMPORT = {"errors", "cells", "files", "schema", "images", "report"}
+MAY_USE_TORCH = {
+    "models",
+    "augment",
+    "datasets",
+    "train",
+    "score",
+    "export",
+    "doctor",
+    "features",
+    "explain",
+    "outputs",
+    "fit",
+}
+REPORT_MAY_IMPORT = {"errors", "cells", "files", "schema", "images", "analysis", "report"}
 TRAINING_MAY_NOT_IMPORT = {"report", "export", "infer", "cli"}
 
 

@@ -7,7 +7,9 @@ pictures at a time: their arrays stay in the processor's cache, and the memory o
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,9 +20,17 @@ from torch import Tensor
 
 from marrowscope.config import AugmentConfig
 
-# Rows: optical density of haematoxylin, eosin and the residual (Ruifrok & Johnston 2001, Anal Quant Cytol Histol 23).
-STAIN_VECTORS = torch.tensor([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]])
-STAIN_VECTORS = STAIN_VECTORS / STAIN_VECTORS.norm(dim=1, keepdim=True)
+# Methylene blue and eosin as G. Landini measured them ("Giemsa" in the Colour Deconvolution plugin of ImageJ, and
+# `rgb_from_bex` of scikit-image, which also takes what is at right angles to both for the residual).
+_METHYLENE_BLUE, _EOSIN = torch.tensor([[0.834750233, 0.513556283, 0.196330403], [0.092789, 0.954111, 0.283111]])
+
+STAIN_VECTORS = {
+    # Haematoxylin, eosin and the residual (Ruifrok & Johnston 2001, Anal Quant Cytol Histol 23, 291-299).
+    "haematoxylin-eosin": torch.tensor([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]]),
+    "giemsa": torch.stack([_METHYLENE_BLUE, _EOSIN, torch.linalg.cross(_METHYLENE_BLUE, _EOSIN)]),
+}
+"""By stain axes: rows are the optical densities of each stain in red, green and blue, of length 1."""
+STAIN_VECTORS = {name: rows / rows.norm(dim=1, keepdim=True) for name, rows in STAIN_VECTORS.items()}
 
 _GREY = (0.299, 0.587, 0.114)
 
@@ -60,22 +70,31 @@ class Augment:
     """The random changes of a recipe, as a function of a batch and a generator."""
 
     config: AugmentConfig
+    threads: int | None = None
+    """On a CPU: at most so many of torch's threads; see `while_reading`."""
 
-    def __call__(self, images_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(
+        self, images_BCHW: Tensor, generator: torch.Generator, *, share: tuple[int, Tensor] | None = None
+    ) -> Tensor:
         """uint8 or float (B, 3, H, W), 0..255 -> float32 of the same shape and range; the input is left as it is.
 
-        `generator` lives on the CPU, so that a GPU sees the same pictures.
+        `generator` lives on the CPU, so that a GPU sees the same pictures. Where several processes share a batch,
+        `share` is the size of the whole batch and the places of these pictures in it, int64 (B,): each picture is then
+        changed as it would be in one process.
         """
-        draws = self._draw(len(images_BCHW), generator)
+        draws = self._draw(len(images_BCHW) if share is None else share[0], generator)
+        if share is not None:
+            draws = {k: v[share[1]] for k, v in draws.items()}
         if not draws:
             return images_BCHW.float()
         if images_BCHW.device.type != "cpu":
             return self._change(images_BCHW, {k: v.to(images_BCHW.device) for k, v in draws.items()})
         out = torch.empty(images_BCHW.shape)
-        step = _AT_A_TIME * torch.get_num_threads()
-        for i in range(0, len(out), step):
-            group = slice(i, i + step)
-            out[group] = self._change(images_BCHW[group], {k: v[group] for k, v in draws.items()})
+        with _at_most(self.threads):
+            step = _AT_A_TIME * torch.get_num_threads()
+            for i in range(0, len(out), step):
+                group = slice(i, i + step)
+                out[group] = self._change(images_BCHW[group], {k: v[group] for k, v in draws.items()})
         return out
 
     def _draw(self, n: int, generator: torch.Generator) -> Draws:
@@ -126,7 +145,8 @@ class Augment:
             for axis, flipped in zip((2, 3), draws["flip"].T, strict=True):
                 x[flipped] = x[flipped].flip(axis)
         if "stain_factor" in draws:
-            x = stain_shift(x, draws["stain_factor"], draws["stain_offset"])
+            vectors = STAIN_VECTORS[self.config.stain_axes]
+            x = stain_shift(x, draws["stain_factor"], draws["stain_offset"], vectors)
         if "blur" in draws:
             x = gaussian_blur(x, draws["blur"], reach=math.ceil(3 * self.config.blur))
         if "brightness" in draws or "contrast" in draws:
@@ -140,6 +160,30 @@ class Augment:
         if "erase" in draws:
             x = _erase(x, draws["erase"])
         return x
+
+
+def while_reading(config: AugmentConfig) -> Augment:
+    """Augmentation that leaves the processor to threads that decode pictures at the same time.
+
+    Torch's threads wait for work in a loop that keeps their cores busy, which the decoders then lack: on two cores
+    reading gets hardly faster than on one. Decoding takes about three times as long as augmentation, so that a quarter
+    of the threads keeps up with it. The step of the network, which comes after, has all of them.
+    """
+    return Augment(config, threads=max(1, torch.get_num_threads() // 4))
+
+
+@contextlib.contextmanager
+def _at_most(threads: int | None) -> Iterator[None]:
+    """Let torch use no more than so many threads for the time being."""
+    before = torch.get_num_threads()
+    if threads is None or threads >= before:
+        yield
+        return
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _affine(x: Tensor, theta: Tensor, flip: Tensor | None) -> Tensor:
@@ -179,13 +223,14 @@ def _erase(x: Tensor, box: Tensor) -> Tensor:
     return torch.where(mask, x.mean((2, 3), keepdim=True), x)
 
 
-def stain_shift(images_BCHW: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
+def stain_shift(images_BCHW: Tensor, factor: Tensor, offset: Tensor, vectors: Tensor) -> Tensor:
     """Scale and shift the amount of each stain, in optical density (Tellez et al. 2019, Med Image Anal 58).
 
-    float (B, 3, H, W), 0..255, in and out; `factor` and `offset` are (B, 3), a column for each row of `STAIN_VECTORS`.
+    float (B, 3, H, W), 0..255, in and out; `factor` and `offset` are (B, 3), a column for each row of `vectors` (3, 3),
+    which are those of `STAIN_VECTORS` or others like them.
     """
-    vectors = STAIN_VECTORS.to(images_BCHW.device)
-    inverse = torch.linalg.inv(STAIN_VECTORS).to(images_BCHW.device)
+    inverse = torch.linalg.inv(vectors).to(images_BCHW.device)
+    vectors = vectors.to(images_BCHW.device)
     # density' = density @ inverse @ diag(factor) @ vectors + offset @ vectors: one 3 x 3 matrix a picture. With
     # density = -ln((x + 1) / 256), the result 256 exp(-density') - 1 is 2^(bias + log1p(x) @ matrix / ln 2) - 1.
     matrix = inverse[None] @ (factor[:, :, None] * vectors[None])

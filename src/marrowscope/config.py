@@ -45,7 +45,7 @@ class ModelConfig(Frozen):
     Attributes:
         name: Any model name of timm.
         weights: ``hub`` (timm's pre-trained weights, downloaded), ``none`` (random), or the path of a local
-            safetensors or weights-only ``.pth`` file.
+            safetensors or weights-only ``.pth`` file, which may be the ``best.safetensors`` of another run.
         drop_path: Stochastic depth rate (Huang et al. 2016); 0 is off.
         dropout: Dropout before the classifier; 0 is off.
         patch_drop: Share of a ViT's patches left out of each training step (Liu et al. 2023, PatchDropout): more
@@ -100,8 +100,9 @@ class AugmentConfig(Frozen):
         brightness: Factor within 1 +/- this.
         contrast: Factor within 1 +/- this, around the picture's mean.
         saturation: Factor within 1 +/- this, around each pixel's grey.
-        stain: Scale and offset of each stain channel in optical density (haematoxylin-eosin axes of Ruifrok and
-            Johnston 2001), within 1 +/- this.
+        stain: Scale and offset of each stain channel in optical density, within 1 +/- this.
+        stain_axes: What ``stain`` takes for the stains: ``haematoxylin-eosin`` (Ruifrok and Johnston 2001), or
+            ``giemsa``: methylene blue and eosin, as Landini measured them for ImageJ's Colour Deconvolution.
         erase: Probability that a random rectangle is blanked (Zhong et al. 2020).
         blur: Gaussian blur with a random sigma of up to this many pixels (of the model's input).
         jpeg: Compress as JPEG with a random quality from this (1 to 99; lower is stronger) up to 100.
@@ -117,6 +118,7 @@ class AugmentConfig(Frozen):
     contrast: float = Share
     saturation: float = Share
     stain: float = Share
+    stain_axes: Literal["haematoxylin-eosin", "giemsa"] = "haematoxylin-eosin"
     erase: float = Share
     blur: float = Field(default=0.0, ge=0.0, le=4.0)
     jpeg: int = Field(default=0, ge=0, le=99)
@@ -125,7 +127,7 @@ class AugmentConfig(Frozen):
 
     @model_serializer(mode="wrap")
     def _without_what_is_new(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_defaults(self, handler(self), ("blur", "jpeg"))
+        return _without_defaults(self, handler(self), ("blur", "jpeg", "stain_axes"))
 
 
 class LossConfig(Frozen):
@@ -135,11 +137,50 @@ class LossConfig(Frozen):
         label_smoothing: Share of the target spread over all classes (Szegedy et al. 2016).
         class_weights: ``balanced`` weights each class by 1 / its training count (mean 1).
         focal_gamma: Focusing parameter of the focal loss (Lin et al. 2017); 0 is plain cross-entropy.
+        logit_adjustment: Temperature of the logit-adjusted loss for classes of unlike size (Menon et al. 2021, eq. 10;
+            theirs is 1); 0 is off.
     """
 
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
     class_weights: Literal["none", "balanced"] = "none"
     focal_gamma: float = Field(default=0.0, ge=0.0, le=10.0)
+    logit_adjustment: float = Field(default=0.0, ge=0.0, le=10.0)
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_new(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_defaults(self, handler(self), ("logit_adjustment",))
+
+
+class DistilConfig(Frozen):
+    """Learning from trained networks beside the labels (Hinton et al. 2015).
+
+    Attributes:
+        teacher: Run folders of the teachers, one or several (their probabilities are averaged); empty is off. They
+            know the recipe's classes, and none of them was trained on a picture that this run validates or tests on.
+        temperature: Divides the logits of both sides before they are compared.
+        weight: Share of the teachers in the loss; the rest is that of the labels.
+        view: ``augmented``: the teachers answer for the very picture that the network sees, after augmentation and
+            mixing (Beyer et al. 2022: what helps most, at the cost of the teachers' work in each step). ``plain``: they
+            answer once for each picture as it is, which is kept in the run folder.
+    """
+
+    teacher: tuple[str, ...] = ()
+    temperature: float = Field(default=2.0, ge=0.1, le=100.0)
+    weight: float = Field(default=0.9, gt=0.0, le=1.0)
+    view: Literal["augmented", "plain"] = "augmented"
+
+    @field_validator("teacher", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _has_a_teacher(self) -> DistilConfig:
+        if not self.teacher and self.model_fields_set - {"teacher"}:
+            raise ValueError("there is no teacher; name the run folder of a trained network")
+        if not all(self.teacher) or len(set(self.teacher)) != len(self.teacher):
+            raise ValueError("each teacher is the path of another run folder")
+        return self
 
 
 class OptimizerConfig(Frozen):
@@ -169,6 +210,8 @@ class ScheduleConfig(Frozen):
         floor: Learning rate at the end as a share of the peak, reached along a cosine.
         constant: Keep the peak to the end (after the warm-up) in place of the cosine.
         patience: Stop after this many epochs without a better validation score; 0 is off.
+        head_epochs: For so many epochs at the start only the classifier learns, on the start weights as they are
+            (Kumar et al. 2022: it bends pre-trained features less); 0 is off.
     """
 
     epochs: int = Field(ge=1, le=10_000)
@@ -176,12 +219,18 @@ class ScheduleConfig(Frozen):
     floor: float = Field(default=0.01, ge=0.0, le=1.0)
     constant: bool = False
     patience: int = Field(default=0, ge=0)
+    head_epochs: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> ScheduleConfig:
-        if self.warmup_epochs >= self.epochs:
-            raise ValueError(f"warmup_epochs ({self.warmup_epochs}) must be below epochs ({self.epochs})")
+        for name, value in (("warmup_epochs", self.warmup_epochs), ("head_epochs", self.head_epochs)):
+            if value >= self.epochs:
+                raise ValueError(f"{name} ({value}) must be below epochs ({self.epochs})")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_new(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_defaults(self, handler(self), ("head_epochs",))
 
 
 class EngineConfig(Frozen):
@@ -194,6 +243,7 @@ class EngineConfig(Frozen):
         ema: Decay of the exponential moving average of the weights, which is then validated and saved; 0 is off.
         checkpoint_minutes: A checkpoint is also written within an epoch when the last is older than this.
         monitor: Validation score that chooses the best epoch.
+        compile: Let torch.compile make code for the network first: minutes at the start, faster steps afterwards.
     """
 
     batch_size: int = Field(default=32, ge=2, le=65_536)
@@ -202,6 +252,11 @@ class EngineConfig(Frozen):
     ema: float = Field(default=0.0, ge=0.0, lt=1.0)
     checkpoint_minutes: float = Field(default=10.0, gt=0.0)
     monitor: Literal["val_accuracy", "val_macro_f1", "val_loss"] = "val_accuracy"
+    compile: bool = False
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_new(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_defaults(self, handler(self), ("compile",))
 
 
 class Recipe(Frozen):
@@ -228,10 +283,11 @@ class Recipe(Frozen):
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     engine: EngineConfig = EngineConfig()
+    distil: DistilConfig = DistilConfig()
 
     @model_serializer(mode="wrap")
     def _without_what_is_new(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_defaults(self, handler(self), ("merge", "drop"))
+        return _without_defaults(self, handler(self), ("merge", "drop", "distil"))
 
     @field_validator("classes")
     @classmethod
@@ -274,6 +330,8 @@ class Recipe(Frozen):
             for text, on in (
                 ('data.sampling = "balanced"', self.data.sampling == "balanced"),
                 ('loss.class_weights = "balanced"', self.loss.class_weights == "balanced"),
+                (f"loss.focal_gamma = {self.loss.focal_gamma:g}", self.loss.focal_gamma > 0),
+                (f"loss.logit_adjustment = {self.loss.logit_adjustment:g}", self.loss.logit_adjustment > 0),
             )
             if on
         ]

@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections import deque
@@ -27,10 +26,11 @@ import PIL.features
 import torch
 from torch import Tensor
 
+from marrowscope.data._threads import processors
 from marrowscope.data.sources import Source, open_source
 from marrowscope.errors import DataError, ImageError, OutputError
 from marrowscope.files import atomic_path, make_folder, write_text
-from marrowscope.images import Pixels, decode, prepare
+from marrowscope.images import Pixels, to_input
 from marrowscope.schema import Preprocessing, SplitRow
 
 Indices = npt.NDArray[np.int64]
@@ -75,7 +75,7 @@ class CellImages:
         if self._cache is not None:
             cached: Pixels = self._cache[self._slots[index]]
             return cached
-        return prepare(decode(self.source.read(self.rows[index].path)), self.spec)
+        return to_input(self.source.read(self.rows[index].path), self.spec)
 
     def load_into(self, indices: Indices, out_NHWC: Pixels) -> list[str]:
         """Write prepared pictures into an array; returns a line for each that can't be read."""
@@ -107,7 +107,7 @@ class CellImages:
             except ImageError as e:
                 broken.append(f"{self.rows[i].path}: {e}")
 
-        with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        with ThreadPoolExecutor(workers or processors()) as pool:
             for done, _ in enumerate(pool.map(fill, range(len(self))), 1):
                 if progress is not None:
                     progress(done, len(self))
@@ -150,7 +150,7 @@ def batches(
         DataError: A picture can't be read.
     """
     if workers is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = processors()
         workers = 0 if cores == 1 and not torch.cuda.is_available() else cores
     if workers == 0:
         for indices in order:
@@ -295,12 +295,13 @@ def open_packed(
         "crop": spec.crop,
         "interpolation": spec.interpolation,
         "channels": spec.channels,
+        **({"reduced_decode": True} if spec.reduced_decode else {}),
     }
     key = hashlib.sha256(_json(content).encode()).hexdigest()[:12]
     path = Path(folder) / f"{re.sub(r'[^A-Za-z0-9_-]', '_', where.name)[:32]}-{spec.size}px-{key}.npy"
     # Another version of the decoder may give other pixels.
     content["decoder"] = f"Pillow {PIL.__version__}, libjpeg {PIL.features.version('libjpeg_turbo')}"
-    with _only_one(path.with_suffix(".lock")), ThreadPoolExecutor(os.cpu_count()) as pool:
+    with _only_one(path.with_suffix(".lock")), ThreadPoolExecutor(processors()) as pool:
         return _Packer(path, content, open_source(data), spec, pool, progress or (lambda done, total: None)).open(names)
 
 
@@ -411,7 +412,7 @@ class _Packer:
             try:
                 stamp = self._stamp(name)  # before reading: a change in between is then noticed next time
                 data = self.source.read(name)
-                return np.ascontiguousarray(prepare(decode(data), self.spec)), stamp, _sha256(data)
+                return np.ascontiguousarray(to_input(data, self.spec)), stamp, _sha256(data)
             except ImageError as e:
                 return f"{name}: {e}"
 

@@ -8,7 +8,11 @@
     ├── RecipeError                  a recipe has unknown keys or values that are not allowed
     ├── ModelError                   a model file, a model name or its weights can't be used
     ├── OutputError                  an output can't be written (read-only, disk full, exists)
-    ├── TrainingError                training can't go on (loss not finite, run folder in use)
+    ├── TrainingError                training can't go on (run folder in use, another recipe)
+    │   └── DivergedError            the loss or its gradient is not finite any more
+    ├── ServiceError                 the service can't be set up as told, or its store is not usable
+    ├── ClusterError                 a cluster can't be reached, or its machines can't do the work
+    │   └── StoreError               a store of objects can't be reached, or does not let us in
     └── MissingExtraError            an optional dependency is needed and not installed
 
 A message names the file or field, what is allowed, and what to do.
@@ -51,6 +55,22 @@ class OutputError(MarrowscopeError):
 
 class TrainingError(MarrowscopeError):
     """Training can't start or go on."""
+
+
+class DivergedError(TrainingError):
+    """The loss or its gradient is not finite any more."""
+
+
+class ServiceError(MarrowscopeError):
+    """The service can't be set up as told, or its store is not usable."""
+
+
+class ClusterError(MarrowscopeError):
+    """A cluster can't be reached, or its machines can't do the work."""
+
+
+class StoreError(ClusterError):
+    """A store of objects can't be reached, or does not let us in."""
 
 
 class MissingExtraError(MarrowscopeError):

@@ -1,7 +1,7 @@
 """From bytes to a model's input: the only preprocessing there is.
 
-Training, evaluation, export checks and serving all call `decode` and `prepare`; nothing else turns a file into pixels.
-Scaling and normalising are the first layers of the network itself.
+Training, evaluation, export checks and serving all call `to_input`, or `decode` and `prepare`, which do the same;
+nothing else turns a file into pixels. Scaling and normalising are the first layers of the network itself.
 
 Every reason for refusing a picture reads ``cause: detail`` (or only ``cause``); `cause` gives the first part, so that
 failures can be counted.
@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import math
 import os
 import stat
 import threading
@@ -102,7 +103,25 @@ def decode(data: bytes) -> Pixels:
     """
     with _explained(), _no_pillow_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
         _check_header(image)
-        return _to_rgb(image)
+        return _pixels(_to_rgb(image))
+
+
+def to_input(data: bytes, spec: Preprocessing) -> Pixels:
+    """Decode one picture and prepare it for a model: uint8 (size, size, 3).
+
+    The same as `prepare(decode(data), spec)` to the last bit, with a copy less; except that with
+    ``spec.reduced_decode`` a JPEG that is at least twice as large as needed is decoded at 1/2, 1/4 or 1/8 of its size,
+    which leaves out work and no detail that the input could show.
+
+    Raises:
+        ImageError: As `decode`.
+    """
+    with _explained(), _no_pillow_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        _check_header(image)
+        if spec.reduced_decode:
+            side = math.ceil(spec.size / spec.crop)
+            image.draft(None, (side, side))  # does nothing where it is no JPEG
+        return _pixels(_cut(_to_rgb(image), spec))
 
 
 def from_pil(image: Image.Image) -> Pixels:
@@ -113,7 +132,7 @@ def from_pil(image: Image.Image) -> Pixels:
     """
     with _explained(), _no_pillow_warnings():
         _check_header(image)
-        return _to_rgb(image)
+        return _pixels(_to_rgb(image))
 
 
 @contextlib.contextmanager
@@ -181,7 +200,8 @@ def _check_header(image: Image.Image) -> None:
         raise ImageError("animated or multi-page: give one picture a file")
 
 
-def _to_rgb(image: Image.Image) -> Pixels:
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Upright, and in 8 bits a channel."""
     image.load()
     upright = _upright(image)
     mode = upright.mode
@@ -189,7 +209,7 @@ def _to_rgb(image: Image.Image) -> Pixels:
         # Pillow's own conversion of 16-bit grey would clip at 255.
         grey = np.asarray(upright).astype(np.uint32)
         eight = ((grey * 255 + 32767) // 65535).astype(np.uint8)
-        return np.repeat(eight[:, :, None], 3, axis=2)
+        return Image.fromarray(np.repeat(eight[:, :, None], 3, axis=2))
     if mode in {"I", "F", "LAB", "HSV"}:
         kind = {"I": "32-bit or signed", "F": "floating-point"}.get(mode, mode)
         raise ImageError(f"pixel type: {kind} values; save the picture as RGB or grey with 8 or 16 bits a channel")
@@ -197,7 +217,11 @@ def _to_rgb(image: Image.Image) -> Pixels:
         rgba = upright.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         upright = Image.alpha_composite(white, rgba)
-    return np.asarray(upright if upright.mode == "RGB" else upright.convert("RGB"), dtype=np.uint8)
+    return upright if upright.mode == "RGB" else upright.convert("RGB")
+
+
+def _pixels(image: Image.Image) -> Pixels:
+    return np.asarray(image, dtype=np.uint8)
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -236,13 +260,19 @@ def prepare(pixels_HWC: Pixels, spec: Preprocessing) -> Pixels:
 
     The square's side is ``spec.crop`` times the shorter side of the picture.
     """
-    height, width = pixels_HWC.shape[:2]
+    if pixels_HWC.shape[:2] == (spec.size, spec.size) and spec.crop == 1:
+        return pixels_HWC
+    return _pixels(_cut(Image.fromarray(pixels_HWC), spec))
+
+
+def _cut(image: Image.Image, spec: Preprocessing) -> Image.Image:
+    """The central square at the model's size."""
+    width, height = image.size
     side = min(height, width) * spec.crop
     box = ((width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2)
     if box == (0, 0, spec.size, spec.size):
-        return pixels_HWC
-    image = Image.fromarray(pixels_HWC)
-    return np.asarray(image.resize((spec.size, spec.size), _FILTERS[spec.interpolation], box=box), dtype=np.uint8)
+        return image
+    return image.resize((spec.size, spec.size), _FILTERS[spec.interpolation], box=box)
 
 
 def load_prepared(path: Path, spec: Preprocessing) -> Pixels:
@@ -251,4 +281,4 @@ def load_prepared(path: Path, spec: Preprocessing) -> Pixels:
     Raises:
         ImageError: As `read_bytes` and `decode`.
     """
-    return prepare(decode(read_bytes(path)), spec)
+    return to_input(read_bytes(path), spec)

@@ -117,6 +117,8 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 def _load_local(backbone: nn.Module, path: Path) -> None:
     """Load pre-trained weights; position embeddings are resized, a head for other classes is left out."""
     state: dict[str, Tensor] = _read_state(path)
+    if state and all(k.startswith("backbone.") for k in state):  # a checkpoint of our own, of another run
+        state = {k.removeprefix("backbone."): v for k, v in state.items()}
     convert: Any = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
     if convert is not None:
         try:

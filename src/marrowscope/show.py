@@ -24,10 +24,12 @@ from marrowscope.data.provenance import is_synthetic
 from marrowscope.data.sources import Source, open_source
 from marrowscope.errors import DataError, FileFormatError, ImageError
 from marrowscope.files import UNDECODABLE, UTF8, atomic_path, make_folder, write_text
-from marrowscope.images import decode, prepare
+from marrowscope.images import decode, to_input
 from marrowscope.schema import NOT_A_MEDICAL_DEVICE, OK, SPLIT_COLUMNS, IndexRow, Split, read_index
 
 SYNTHETIC = "Synthetic: these cells are drawn by a program. They show no patient, and nothing about real cells."
+
+_MAX_SEED = 2**63 - 1
 
 _INK, _PAPER, _FAINT = "#1b1f24", "#ffffff", "#d0d4d9"
 _GAP = 4  # pixels between tiles
@@ -76,6 +78,7 @@ def show_index(
     """
     _check_range("per_class", per_class, 1, 400)
     _check_range("side", side, 32, 512)
+    _check_range("seed", seed, 0, _MAX_SEED)
     rows, source = read_index(index_file), open_source(data)
     by_class: dict[str, list[IndexRow]] = {}
     for r in rows:
@@ -135,13 +138,14 @@ def show_augmented(
 
     _check_range("pictures", pictures, 2, 64)
     _check_range("draws", draws, 1, 16)
+    _check_range("seed", seed, 0, _MAX_SEED)
     rows = _training_rows(split_or_index)
     if not rows:
         raise DataError(f"{split_or_index} has no picture for training.")
     chosen = _from_all_classes(rows, pictures, seed)
     source = open_source(data)
     try:
-        originals = np.stack([prepare(decode(source.read(name)), recipe.image) for name, _ in chosen])
+        originals = np.stack([to_input(source.read(name), recipe.image) for name, _ in chosen])
     except ImageError as e:
         raise DataError(f"A picture of {split_or_index} can't be read in {data}: {e}. Index the data again.") from None
     seen = augmented(originals, recipe.augment, draws=draws, seed=seed)
@@ -169,7 +173,9 @@ def _settings(recipe: Recipe, draws: int) -> list[str]:
         f"<p>Left: the picture as the network gets it without augmentation, {recipe.image.size} px a side. Then "
         f"{draws} random draws of it. Each step of a training draws anew.</p>"
     )
-    settings = {k: v for k, v in recipe.augment.model_dump().items() if v}
+    settings = {
+        k: v for k, v in recipe.augment.model_dump().items() if v and (k != "stain_axes" or recipe.augment.stain)
+    }
     if not settings:
         return [what, "<p>All augmentation is off.</p>"]
     on = "".join(f'<tr><td>{escape(k)}</td><td class="number">{escape(str(v))}</td></tr>' for k, v in settings.items())

@@ -69,7 +69,9 @@ def calibrated(card: Card, logits_NC: npt.NDArray[np.floating[Any]]) -> Floats:
     """Probabilities, (N, C), with the card's scaling where it has one."""
     if card.scaling is None:
         return softmax(logits_NC)
-    return softmax(logits_NC.astype(np.float64) * np.array(card.scaling.scale) + np.array(card.scaling.bias))
+    # ln p: the logits less a constant a picture, which a vector of scales would not leave without effect.
+    logs_NC = logits_NC.astype(np.float64) + energy(logits_NC)[:, None]
+    return softmax(logs_NC * np.array(card.scaling.scale) + np.array(card.scaling.bias))
 
 
 def conformal_entry(card: Card, alpha: float = ALPHA, method: str = "class-conditional") -> CardConformal | None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
+import marrowscope.data.audit as audit_module
 from marrowscope.data import _neighbours
 from marrowscope.data._features import FeatureStore, describe, grey_thumb
 from marrowscope.data.audit import Audit, robust_deviation, run_audit
@@ -260,6 +261,48 @@ def test_audit_goes_on_where_it_stopped_and_counts_progress(small: Path, tmp_pat
         run_audit(small, index, cache=cache)
     with pytest.raises(OutputError, match="working file"):
         run_audit(small, index, cache=tmp_path)
+
+
+def test_comparing_goes_on_where_it_stopped(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise(5).transpose(Image.Transpose.ROTATE_90).save(small / "LYT/turned.png")
+    index, cache, journal = build_index(small), tmp_path / "cache", tmp_path / "cache.pairs"
+    fresh = run_audit(small, index)
+    assert len(fresh.near) == 1
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "compare candidates" and done:
+            assert done < total
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_audit(small, index, cache=cache, progress=stop, jobs=1)
+    with journal.open("ab") as f:
+        f.write(b"[32, [[3, 4, [0.9")  # killed while writing
+    compared: list[int] = []
+    found: list[int] = []
+    match, nearest = audit_module.match, audit_module.nearest
+    monkeypatch.setattr(audit_module, "match", lambda a, b: (compared.append(a.shape[0]), match(a, b))[1])
+    monkeypatch.setattr(audit_module, "nearest", lambda *a, **k: (found.append(1), nearest(*a, **k))[1])
+    assert run_audit(small, index, cache=cache) == fresh
+    assert 0 < compared.count(32) < 41 - 16, "all was compared again"
+    assert found == []
+    compared.clear()
+    assert run_audit(small, index, cache=cache) == fresh
+    assert compared == []
+    whole = journal.read_bytes()
+    for damage in (b"", b"{}\n", whole[:300], whole[:200] + b"\0\0" + whole[202:], whole.replace(b'"key"', b'"kee"')):
+        journal.write_bytes(damage)
+        found.clear()
+        assert run_audit(small, index, cache=cache) == fresh
+        assert found == [1]
+    (small / "LYT/turned.png").unlink()
+    found.clear()
+    assert run_audit(small, build_index(small), cache=cache).near == ()
+    assert found == [1]
+    journal.unlink()
+    journal.mkdir()
+    with pytest.raises(OutputError, match="working file"):
+        run_audit(small, index[:-1], cache=cache)
 
 
 def test_store_keeps_records(tmp_path: Path) -> None:

@@ -113,6 +113,48 @@ def test_kept_images_never_move_and_counts_stay_within_one(
     assert counts_within_one(second)
 
 
+@st.composite
+def grouped(draw_: st.DrawFn, first: int, most: int) -> list[IndexRow]:
+    """Up to `most` images of each class, some of them in one of eight groups of any classes."""
+    names = st.sampled_from(["", "", *"abcdefgh"])
+    column = draw_(st.sampled_from(["group", "slide", "patient"]))
+    return [
+        row(first + i, c, **{column: draw_(names)}) for c in CODES for i in range(draw_(st.integers(most // 4, most)))
+    ]
+
+
+@given(
+    old=grouped(0, 40), new=grouped(5000, 40), ratios=ratio_lists, seed=seeds, rule=st.sampled_from(["quota", "hash"])
+)
+@settings(max_examples=40, deadline=None)
+def test_groups_stay_whole_and_in_their_part_when_images_are_added(
+    old: list[IndexRow], new: list[IndexRow], ratios: Any, seed: int, rule: Any
+) -> None:
+    """Also where images are added to a group; and a class is never further from its share than by its largest group."""
+    old += [row(1000 + i, c) for c in CODES for i in range(150)]  # so that by either rule every part has every class
+    new = [r._replace(group=r.group or r.slide or r.patient, slide="", patient="") for r in new]
+    old = [r._replace(group=r.group or r.slide or r.patient, slide="", patient="") for r in old]
+    first = draw(old, ratios=ratios, seed=seed, rule=rule)
+    second = draw(old + new, ratios=ratios, seed=seed, rule=rule, keep=first if rule == "quota" else None)
+    assert part_of(second).items() >= part_of(first).items()
+    for index, split in ((old, first), (old + new, second)):
+        part = part_of(split)
+        assert sorted(part) == sorted(r.path for r in index)
+        parts = defaultdict(set)
+        sizes: Counter[tuple[str, str]] = Counter()
+        for r in index:
+            if r.group:
+                parts[r.group].add(part[r.path])
+                sizes[r.group, r.label] += 1
+        assert all(len(p) == 1 for p in parts.values())
+        if rule == "quota" and split is first:
+            for c in CODES:
+                largest = max((n for (_, label), n in sizes.items() if label == c), default=0)
+                total = sum(r.label == c for r in index)
+                for p, share in zip(PARTS, split.info.ratios, strict=True):
+                    assert abs(split.counts()[p].get(c, 0) - share * total) < 1 + largest
+
+
 @given(sizes=st.fixed_dictionaries({c: st.integers(200, 300) for c in CODES}), more=sizes, seed=st.integers(0, 50))
 @settings(max_examples=30, deadline=None)
 def test_rule_hash_is_stable_by_itself(sizes: dict[str, int], more: dict[str, int], seed: int) -> None:

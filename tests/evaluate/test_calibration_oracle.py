@@ -1,5 +1,6 @@
 """Calibration and scalings against scikit-learn and scipy."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -12,7 +13,7 @@ from sklearn.metrics import brier_score_loss, log_loss
 from marrowscope.errors import FileFormatError
 from marrowscope.evaluate import calibration, evaluate_predictions
 from marrowscope.evaluate.calibration import Scaling
-from marrowscope.schema import Predictions
+from marrowscope.schema import CardScaling, Predictions
 
 
 def answers(seed: int, n: int = 1500, sharpness: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -173,6 +174,32 @@ def test_calibration_before_and_after_in_an_evaluation() -> None:
     assert before.figures["classwise_calibration_error"].value == pytest.approx(mean)
     assert set(before.per_class) == set(CODES)
     assert [c.scaling for c in evaluate_predictions(test, draws=50).calibration] == ["none"]
+
+
+@pytest.mark.parametrize("method", ["temperature", "vector"])
+def test_a_table_that_is_calibrated_already_shows_the_network_without_it_too(method: str) -> None:
+    """The same figures whether the table has raw probabilities or those after the scaling; only `applied` moves."""
+    raw, held = (table(name, *answers(seed, sharpness=3.0)) for name, seed in (("test", 10), ("val", 11)))
+    before = evaluate_predictions(raw, validation=held, draws=200)
+    entry = {c.scaling: c for c in before.calibration}[method]
+    scale = entry.scale or (1 / entry.temperature,) * 5
+    bias = entry.bias or (0.0,) * 5
+    applied = CardScaling.model_validate({"method": method, "scale": scale, "bias": bias, "fitted_on": 1500})
+    scaling = calibration.Scaling(np.array(scale), np.array(bias))
+    assert scaling.undo(scaling.apply(raw.probs_NC)) == pytest.approx(raw.probs_NC, abs=1e-12)
+    scaled = [replace(p, probs_NC=scaling.apply(p.probs_NC)) for p in (raw, held)]
+    after = evaluate_predictions(scaled[0], validation=scaled[1], scaling=applied, draws=200)
+    assert [c.applied for c in before.calibration] == [True, False, False]
+    assert [c.scaling for c in after.calibration if c.applied] == [method]
+    assert [c.scaling for c in after.calibration] == ["none", "temperature", "vector"]
+    for a, b in zip(before.calibration, after.calibration, strict=True):
+        for name, f in a.figures.items():
+            assert (f.value, f.low, f.high) == pytest.approx(
+                (b.figures[name].value, b.figures[name].low, b.figures[name].high), abs=2e-4
+            )
+    assert after.figures["log_loss"] == {c.scaling: c for c in after.calibration}[method].figures["log_loss"]
+    alone = evaluate_predictions(scaled[0], scaling=applied, draws=50)
+    assert [(c.scaling, c.applied) for c in alone.calibration] == [("none", False), (method, True)]
 
 
 def test_validation_may_have_its_columns_in_another_order_and_must_have_the_same() -> None:

@@ -86,10 +86,22 @@ def test_operating_points_in_an_evaluation() -> None:
     assert [(p.target, p.chosen_on) for p in e.operating_points] == [
         (0.95, "itself"),
         (0.95, "validation"),
+        (0.95, "assured"),
         (0.98, "itself"),
         (0.98, "validation"),
+        (0.98, "assured"),
     ]
+    better = evaluate_predictions(
+        predictions(44, n=2000, skill=2.5), validation=predictions(45, n=2000, skill=2.5), draws=50
+    )
+    points = {(p.target, p.chosen_on): p for p in better.operating_points}
+    for target in (0.95, 0.98):
+        assert points[target, "assured"].threshold > points[target, "validation"].threshold  # type: ignore[operator]
+        assert points[target, "assured"].accuracy.value > target  # type: ignore[operator]
     for p in e.operating_points:
+        if p.chosen_on == "assured":
+            assert p.threshold is None, "800 cells that are right in 80 % show neither"
+            continue
         assert p.accuracy.value is not None
         assert p.coverage.value is not None
         assert p.accuracy.n == round(p.coverage.value * 800)

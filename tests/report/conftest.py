@@ -10,6 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from marrowscope.analysis import analyse_predictions
+from marrowscope.analysis.quality import MEASURES, quality_measures
+from marrowscope.evaluate.case import make_case
+from marrowscope.evaluate.figures import Bootstrap
 from marrowscope.files import sha256_file
 from marrowscope.schema import (
     OK,
@@ -18,7 +22,9 @@ from marrowscope.schema import (
     ClassFigures,
     ConformalSets,
     Evaluation,
+    FeatureMap,
     Figure,
+    LabelCandidate,
     OperatingPoint,
     Predictions,
     Preprocessing,
@@ -33,6 +39,7 @@ from marrowscope.schema import (
     count_parts,
     write_metrics,
 )
+from marrowscope.schema.analysis import spelled
 
 CODES = ("ART", "BLA", "EBO", "LYT", "MYB", "NGB", "NGS", "PMO")
 STRANGE = (
@@ -169,6 +176,45 @@ def _judged_further(e: Evaluation) -> Evaluation:
     )
 
 
+def _write_analysis(run: Path, predictions: Predictions) -> None:
+    """The error analysis, with a map and measures of noise: UMAP would take longer to load than all the tests."""
+    rng = np.random.default_rng(1)
+    case = make_case(predictions, None, "noise")
+    table = run / "predictions.csv"
+    analysis = analyse_predictions(
+        predictions, source=table.name, source_sha256=sha256_file(table), part="test", doubt_labels=False, draws=50
+    )
+    names = sorted(spelled(p) for p, s in zip(predictions.paths, predictions.status, strict=True) if s == OK)
+    doubt = LabelCandidate(
+        path=analysis.confident_mistakes[0].path,
+        label=analysis.confident_mistakes[0].truth,
+        suggested=analysis.confident_mistakes[0].predicted,
+        label_probability=0.02,
+        suggested_probability=0.9,
+        margin=0.88,
+    )
+    analysis.model_copy(
+        update={
+            "label_candidates": (doubt,),
+            "label_basis": "Some <b>basis</b>.",
+            "quality": quality_measures(case, rng.uniform(0, 200, (len(case), len(MEASURES))), Bootstrap(50, 0)),
+            "unmeasured": {"file not found": 1},
+            "feature_map": FeatureMap(
+                method="PCA",
+                settings="features of length 1",
+                seed=0,
+                note="A note <b>on the map</b>.",
+                dimension=512,
+                trustworthiness=0.9,
+                neighbours_alike=_figure(0.7, len(case)),
+                points={
+                    n: (float(x), float(y)) for n, (x, y) in zip(names, rng.uniform(0, 1, (len(names), 2)), strict=True)
+                },
+            ),
+        }
+    ).write(run / "analysis.json")
+
+
 def _write_card(run: Path, split: Split, synthetic: bool) -> None:
     Card(
         name="ResNet-18 <b>bold</b>",
@@ -245,7 +291,13 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
     """Give a function that makes a run folder with its data folder beside it."""
 
     def make(
-        n: int = 64, *, training: bool = True, synthetic: bool = True, side: int = 64, further: bool = True
+        n: int = 64,
+        *,
+        training: bool = True,
+        synthetic: bool = True,
+        side: int = 64,
+        further: bool = True,
+        analysed: bool = False,
     ) -> Path:
         root = tmp_path_factory.mktemp("report")
         run, data, rng = root / "run", root / "data", np.random.default_rng(0)
@@ -270,6 +322,8 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
         predictions.write(run / "predictions.csv")
         evaluation = _evaluation(predictions, run / "predictions.csv")
         (_judged_further(evaluation) if further else evaluation).write(run / "evaluation.json")
+        if analysed:
+            _write_analysis(run, predictions)
         if training:
             rows = [SplitRow(p, t, "test") for p, t in zip(paths, truth, strict=True)]
             rows += [SplitRow(f"{c}/train_{i}.jpg", c, "train") for c in CODES for i in range(8 * n // len(CODES))]

@@ -43,7 +43,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def run(make_run: Callable[..., Path]) -> Path:
-    run = make_run(200)
+    run = make_run(200, analysed=True)
     (run.parent / "data" / "ART" / "cell_00008.jpg").unlink()
     write_report(run)
     return run
@@ -160,6 +160,82 @@ def test_a_cell_opens_large_and_closes(open_page: Callable[..., Any]) -> None:
     assert page.evaluate("document.querySelector('#zoom-picture').naturalWidth") > 0
     page.keyboard.press("Escape")
     assert not page.is_visible("#zoom")
+
+
+def test_the_map_shows_one_colouring_at_a_time(open_page: Callable[..., Any]) -> None:
+    page = open_page(viewport=WIDE)
+    shown = "[...document.querySelectorAll('.map-panel')].filter((p) => p.offsetParent).map((p) => p.id)"
+    assert page.evaluate(shown) == ["map-stage-truth"]
+    page.check("input[value=map-stage-answer]")
+    assert page.evaluate(shown) == ["map-stage-answer"]
+    page.emulate_media(media="print")
+    assert len(page.evaluate(shown)) == 3
+
+
+def test_a_cell_of_the_map_is_pointed_at(open_page: Callable[..., Any]) -> None:
+    page = open_page(viewport=WIDE)
+    cells = json.loads(page.inner_text("#cells-data"))["cells"]
+    path, _, _, _, _, (x, y) = next(c for c in cells if c[5])
+    page.locator("#map-stage-truth .map-stage").scroll_into_view_if_needed()
+    box = page.locator("#map-stage-truth svg").bounding_box()
+    place = (box["x"] + x / 400 * box["width"], box["y"] + y / 400 * box["height"])
+    page.mouse.move(*place)
+    assert page.inner_text("#map-cell .path") == path
+    assert page.evaluate("document.querySelector('#map-cell img').naturalWidth") > 0
+    ring = page.locator("#map-stage-truth .ring")
+    assert (float(ring.get_attribute("cx")), float(ring.get_attribute("cy"))) == (x, y)
+    page.mouse.click(*place)
+    assert page.inner_text("#zoom-file") == path
+    page.keyboard.press("Escape")
+    # Where there is no cell nothing is chosen anew.
+    page.mouse.move(box["x"] + 1, box["y"] + 1)
+    assert page.inner_text("#map-cell .path") == path
+
+
+def test_the_map_works_by_touch(open_page: Callable[..., Any]) -> None:
+    page = open_page(viewport=PHONE, has_touch=True)
+    cells = json.loads(page.inner_text("#cells-data"))["cells"]
+    path, _, _, _, _, (x, y) = next(c for c in cells if c[5])
+    page.locator("#map-stage-truth .map-stage").scroll_into_view_if_needed()
+    box = page.locator("#map-stage-truth svg").bounding_box()
+    place = (box["x"] + x / 400 * box["width"], box["y"] + y / 400 * box["height"])
+    page.touchscreen.tap(*place)
+    assert page.inner_text("#map-cell .path") == path
+    assert not page.is_visible("#zoom")
+    page.touchscreen.tap(*place)
+    assert page.inner_text("#zoom-file") == path
+
+
+def test_the_map_works_from_the_keyboard(open_page: Callable[..., Any]) -> None:
+    page = open_page(viewport=WIDE)
+    page.locator("#map-stage-truth .map-stage").focus()
+    page.keyboard.press("ArrowRight")
+    first = page.inner_text("#map-cell .path")
+    assert first in page.inner_text("#map-status")
+    before = float(page.locator("#map-stage-truth .ring").get_attribute("cx"))
+    page.keyboard.press("ArrowRight")
+    assert page.inner_text("#map-cell .path") != first
+    assert float(page.locator("#map-stage-truth .ring").get_attribute("cx")) > before
+    # As far as it goes, and no further.
+    for _ in range(60):
+        page.keyboard.press("ArrowRight")
+    last = page.inner_text("#map-cell .path")
+    page.keyboard.press("ArrowRight")
+    assert page.inner_text("#map-cell .path") == last
+    page.keyboard.press("Enter")
+    assert page.inner_text("#zoom-file") == last
+
+
+def test_a_class_panel_opens_the_gallery(open_page: Callable[..., Any], run: Path) -> None:
+    page = open_page(viewport=WIDE)
+    e = Evaluation.read(run / "evaluation.json")
+    page.click("#class-0 summary")
+    assert page.locator("#class-0 .strip img").count() > 0
+    button = page.locator("#class-0 button").first
+    truth, predicted = (button.get_attribute(f"data-{name}") for name in ("truth", "predicted"))
+    button.click()
+    expected = e.confusion[e.codes.index(truth)][e.codes.index(predicted)]
+    assert len(_captions(page)) == expected
 
 
 def test_a_missing_picture_says_so(open_page: Callable[..., Any]) -> None:

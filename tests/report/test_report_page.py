@@ -8,20 +8,23 @@ import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 
 from marrowscope.errors import FileFormatError, OutputError
-from marrowscope.report import content, write_report
-from marrowscope.report.content import Answer, choose, percent, shown
-from marrowscope.schema import NOT_A_MEDICAL_DEVICE, Evaluation, Predictions
+from marrowscope.report import words, write_charts, write_report
+from marrowscope.report.answers import Answer, choose
+from marrowscope.report.words import percent, shown
+from marrowscope.schema import NOT_A_MEDICAL_DEVICE, Analysis, Evaluation, Predictions
 
 MakeRun = Callable[..., Path]
 SECTIONS = (
-    "headline curves matrix classes published calibration selective conformal gallery pairs mistakes failed data card "
-    "again"
+    "headline curves matrix classes published calibration selective conformal gallery pairs mistakes uncertain doubts "
+    "map quality failed data card again"
 ).split()
 FURTHER = {"published", "calibration", "selective", "conformal"}
+ANALYSED = {"map", "quality"}
 VOID = {"meta", "link", "img", "input", "br"}
 
 
@@ -70,7 +73,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def run(make_run: MakeRun) -> Path:
-    return make_run(96)
+    return make_run(96, analysed=True)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +88,7 @@ def page(html: str) -> Page:
 
 @pytest.mark.parametrize("synthetic", [True, False])
 def test_every_section_is_there_and_linked(make_run: MakeRun, synthetic: bool) -> None:
-    page = Page(write_report(make_run(96, synthetic=synthetic)).read_text(encoding="utf-8"))
+    page = Page(write_report(make_run(96, synthetic=synthetic, analysed=True)).read_text(encoding="utf-8"))
     # Drawn cells stand beside nobody's published figures.
     sections = [s for s in SECTIONS if not (synthetic and s == "published")]
     assert [a["id"] for a in page.all("section")] == sections
@@ -152,7 +155,7 @@ def test_the_gallery_holds_every_answer(page: Page, run: Path) -> None:
     p = Predictions.read(run / "predictions.csv")
     cells = page.payload["cells"]
     assert len(cells) == int(p.ok.sum())
-    path, truth, likeliest, sure, picture = cells[0]  # type: ignore[misc]
+    path, truth, likeliest, sure, picture, at = cells[0]  # type: ignore[misc]
     best = int(p.probs_NC[0].argmax())
     assert path == p.paths[0]
     assert p.truth is not None
@@ -161,6 +164,7 @@ def test_the_gallery_holds_every_answer(page: Page, run: Path) -> None:
     assert likeliest[0][1] == pytest.approx(p.probs_NC[0, best], abs=1e-4)
     assert sure == percent(p.probs_NC[0, best])
     assert picture.startswith("/9j/")
+    assert len(at) == 2
 
 
 def test_file_names_break_nothing(page: Page, html: str) -> None:
@@ -198,7 +202,8 @@ def test_nothing_comes_from_the_network(page: Page, html: str) -> None:
 def test_pictures_have_alternatives_and_charts_titles(page: Page) -> None:
     assert all(a.get("alt") is not None for a in page.all("img"))
     charts = [a for a in page.all("svg") if a.get("class") == "chart"]
-    assert len(charts) == len(page.all("desc")) == 6
+    # Two curves, recall, two reliabilities, risk, five measures, three maps.
+    assert len(charts) == len(page.all("desc")) == 14
 
 
 def test_failed_files_are_counted_and_named(page: Page) -> None:
@@ -215,7 +220,8 @@ def test_settings_and_commands(page: Page) -> None:
 def test_the_same_run_gives_the_same_bytes(run: Path, tmp_path: Path) -> None:
     first, second = (write_report(run, output=tmp_path / name) for name in ("a.html", "b.html"))
     assert first.read_bytes() == second.read_bytes()
-    assert first.with_suffix(".md").read_bytes() == second.with_suffix(".md").read_bytes()
+    for suffix in (".md", ".json"):
+        assert first.with_suffix(suffix).read_bytes() == second.with_suffix(suffix).read_bytes()
 
 
 def test_markdown_holds_the_same_figures(run: Path, html: str) -> None:
@@ -236,9 +242,12 @@ def test_markdown_holds_the_same_figures(run: Path, html: str) -> None:
 
 def test_an_evaluation_alone_makes_a_report(make_run: MakeRun) -> None:
     page = Page(write_report(make_run(24, training=False, further=False)).read_text(encoding="utf-8"))
-    assert [a["id"] for a in page.all("section")] == [s for s in SECTIONS if s not in {"curves", "card", *FURTHER}]
+    assert [a["id"] for a in page.all("section")] == [
+        s for s in SECTIONS if s not in {"curves", "card", *FURTHER, *ANALYSED}
+    ]
     assert "21 of 21 pictures could not be shown" in page.words
     assert "data folder not known" in page.words
+    assert "marrowscope analyse run" in page.words
     assert "neither split.csv nor card.json" in page.words
 
 
@@ -272,6 +281,107 @@ def test_a_gallery_with_a_limit_keeps_the_wrong_answers(run: Path, tmp_path: Pat
     assert f"The gallery holds {wrong + 5} of {e.n} cells" in page.words
 
 
+def test_the_error_analysis_is_shown(page: Page, run: Path) -> None:
+    found = Analysis.read(run / "analysis.json")
+    text = (run / "report.md").read_text(encoding="utf-8")
+    assert "Some <b>basis</b>." in page.words
+    assert "A note <b>on the map</b>." in page.words
+    assert "1 pictures not measured: file not found" in page.words
+    for figure in (found.pairs[0].share, found.quality[0].effect, found.quality[4].bins[0].error):
+        assert str(figure) in page.words
+        assert str(figure) in text
+    assert f"entropy {found.uncertain[0].entropy:.1%}".replace("%", " %") in page.words
+    for heading in ("Most uncertain cells", "Doubtful labels", "Errors and the quality of the pictures"):
+        assert f"## {heading}\n" in text
+    assert found.uncertain[0].path.replace("_", "\\_") in text
+    assert "Trustworthiness 0.900" in text
+
+
+def test_class_panels_show_what_the_matrix_says(page: Page, run: Path) -> None:
+    e = Evaluation.read(run / "evaluation.json")
+    i = e.codes.index("BLA")
+    j = max(
+        (j for j in range(len(e.codes)) if j != i), key=lambda j: (e.confusion[i][j], [-ord(c) for c in e.codes[j]])
+    )
+    panel = page.words.split("Class by class")[1].split("PMO promyelocyte recall")[0]
+    assert f"recall {e.per_class[i].recall}, precision {e.per_class[i].precision}" in panel
+    assert f"{e.codes[j]} " in panel.split("Taken for")[1]
+    assert f": {e.confusion[i][j]}, " in panel.split("Taken for")[1]
+
+
+def test_json_holds_the_same(run: Path, html: str) -> None:
+    data = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    e, found = Evaluation.read(run / "evaluation.json"), Analysis.read(run / "analysis.json")
+    assert data["notice"] == NOT_A_MEDICAL_DEVICE
+    assert data["synthetic"] is True
+    assert Evaluation.model_validate(data["evaluation"]) == e
+    assert Analysis.model_validate(data["analysis"]) == found
+    assert data["card"]["seed"] == 7
+    assert len(data["learning_curves"]) == 12
+    assert data["settings"].startswith("[model]")
+    assert data["right"] == sum(e.confusion[i][i] for i in range(len(e.codes)))
+
+
+def test_another_part_of_the_split(make_run: MakeRun) -> None:
+    run = make_run(24)
+    with pytest.raises(FileFormatError, match=r"evaluation-val\.json. Run `marrowscope evaluate .* --part val`"):
+        write_report(run, part="val")
+    e = Evaluation.read(run / "evaluation.json").model_copy(update={"part": "val"})
+    e.write(run / "evaluation-val.json")
+    (run / "predictions.csv").rename(run / "predictions-val.csv")
+    out = write_report(run, part="val")
+    assert out == run / "report-val.html"
+    words = Page(out.read_text(encoding="utf-8")).words
+    assert "of the val part" in words
+    assert "marrowscope report run-again --part val" in words
+    assert write_report(run / "evaluation-val.json") == run / "report-val.html"
+
+
+def test_a_table_of_another_program(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run(24, training=False)
+    (run / "predictions.csv").rename(tmp_path / "theirs.csv")
+    e = Evaluation.read(run / "evaluation.json").model_copy(update={"predictions": "theirs.csv", "part": None})
+    e.write(tmp_path / "theirs.evaluation.json")
+    out = write_report(tmp_path / "theirs.evaluation.json", data=run.parent / "data")
+    assert out == tmp_path / "theirs.report.html"
+    page = Page(out.read_text(encoding="utf-8"))
+    assert "Report on theirs" in page.words
+    assert "could not be shown" not in page.words
+    assert "marrowscope report theirs.evaluation.json" in page.words
+    with pytest.raises(FileFormatError, match="marrowscope evaluate"):
+        write_report(tmp_path / "theirs.csv")
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_pictures_out_of_an_archive(make_run: MakeRun, kind: str, tmp_path: Path) -> None:
+    run = make_run(24)
+    for path in (run.parent / "data" / "NGB").glob("bad_*"):
+        path.unlink()  # a zip file can't hold a name that is not UTF-8
+    archive = Path(shutil.make_archive(str(tmp_path / "cells"), kind, run.parent / "data"))
+    page = Page(write_report(run, data=archive).read_text(encoding="utf-8"))
+    cells = page.payload["cells"]
+    assert len(cells) == 21
+    assert [c[0] for c in cells if c[4] is None] == ["NGB/bad_\N{REPLACEMENT CHARACTER}_byte.jpg"]  # type: ignore[index]
+
+
+def test_charts_alone(run: Path, tmp_path: Path) -> None:
+    files = write_charts(run, tmp_path / "charts")
+    assert len(files) == 15
+    listed = (tmp_path / "charts" / "README.md").read_text(encoding="utf-8")
+    assert NOT_A_MEDICAL_DEVICE in listed
+    assert "SYNTHETIC" in listed
+    for file in files:
+        root = ET.fromstring(file.read_text(encoding="utf-8"))
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        title, description = (root.findtext(f"{{*}}{name}") for name in ("title", "desc"))
+        assert title
+        assert description
+        assert f"({file.name})" in listed
+        assert not root.findall(".//{*}image")
+        assert "var(--ink)" in str(root.findtext("{*}style"))
+    assert not list((tmp_path / "charts").glob("*.html"))
+
+
 @pytest.mark.parametrize("most", [0, 1, 3, 10, 11])
 def test_choose_is_ordered_and_bounded(most: int) -> None:
     answers = [Answer(str(i), "BLA", (("BLA" if i % 3 else "LYT", 0.9),)) for i in range(10)]
@@ -295,7 +405,7 @@ def test_shown_drops_what_a_page_can_not_hold() -> None:
 
 
 def test_unknown_figures_are_shown_by_their_name() -> None:
-    assert content.label("auroc_macro") == "Auroc macro"
+    assert words.label("auroc_macro") == "Auroc macro"
 
 
 def _without(make_run: MakeRun, *names: str) -> Path:
@@ -331,6 +441,14 @@ def test_an_evaluation_of_another_shape(make_run: MakeRun) -> None:
         write_report(run)
 
 
+def test_an_analysis_of_other_predictions(make_run: MakeRun) -> None:
+    run = make_run(24, analysed=True)
+    found = Analysis.read(run / "analysis.json")
+    found.model_copy(update={"predictions_sha256": "0" * 64}).write(run / "analysis.json")
+    with pytest.raises(FileFormatError, match="marrowscope analyse"):
+        write_report(run)
+
+
 def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(FileFormatError, match="not a run folder"):
         write_report(tmp_path / "nothing")
@@ -341,6 +459,10 @@ def test_outputs_that_can_not_be_written(run: Path, tmp_path: Path) -> None:
         write_report(run, output=tmp_path)
     with pytest.raises(OutputError, match="Name it"):
         write_report(run, output=tmp_path / "report.md")
+    with pytest.raises(OutputError, match="Name it"):
+        write_report(run, output=tmp_path / "report.json")
+    with pytest.raises(ValueError, match="max_cells"):
+        write_report(run, max_cells=0)
 
 
 def test_one_class_without_cells(make_run: MakeRun, tmp_path: Path) -> None:
@@ -358,7 +480,7 @@ def test_one_class_without_cells(make_run: MakeRun, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_four_thousand_cells_stay_below_fifteen_megabytes(make_run: MakeRun) -> None:
-    run = make_run(4000, side=100)
+    run = make_run(4000, side=100, analysed=True)
     out = write_report(run)
     assert out.stat().st_size < 15_000_000
     assert len(Page(out.read_text(encoding="utf-8")).payload["cells"]) == 3997

@@ -55,13 +55,13 @@ def place(cells: Path, tmp_path: Path) -> Place:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by one with every picture that is decoded."""
     calls: list[int] = []
-    original = datasets.decode
+    original = datasets.to_input
 
-    def counting(data: bytes) -> object:
+    def counting(data: bytes, spec: Preprocessing) -> object:
         calls.append(len(data))
-        return original(data)
+        return original(data, spec)
 
-    monkeypatch.setattr(datasets, "decode", counting)
+    monkeypatch.setattr(datasets, "to_input", counting)
     return calls
 
 

@@ -22,6 +22,7 @@ from marrowscope.report import write_report
 from marrowscope.schema import Card, Evaluation, Predictions, Split
 from marrowscope.score import evaluate_run, predict_part
 from marrowscope.train import train
+from marrowscope.triage import calibrated
 
 
 @pytest.fixture
@@ -32,9 +33,10 @@ def run(tiny_run: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def onnx_file(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
-    export_onnx(tiny_run, path)
-    return path
+    """The tiny run as one file; exported from a copy, for it fits the card of the run."""
+    folder = tmp_path_factory.mktemp("onnx")
+    export_onnx(Path(shutil.copytree(tiny_run, folder / "run")), folder / "model.onnx")
+    return folder / "model.onnx"
 
 
 def test_evaluating_writes_predictions_evaluation_and_card(run: Path) -> None:
@@ -75,13 +77,13 @@ def test_data_that_moved_are_asked_for(run: Path, cells: Path, tmp_path: Path) -
         predict_part(run, data=moved)
 
 
-def test_the_onnx_file_answers_like_the_checkpoint(run: Path, onnx_file: Path, cells: Path, tmp_path: Path) -> None:
-    model, card = load_run_model(run)
+def test_the_onnx_file_answers_like_the_checkpoint(onnx_file: Path, cells: Path, tmp_path: Path) -> None:
+    model, card = load_run_model(onnx_file.parent / "run")
     served = Classifier.load(onnx_file)
     paths = sorted(cells.rglob("*.jpg"))
     prepared = np.stack([load_prepared(p, card.preprocessing) for p in paths])
     with torch.no_grad():
-        ours = model(torch.from_numpy(prepared).permute(0, 3, 1, 2)).softmax(1).numpy()
+        ours = calibrated(card, model(torch.from_numpy(prepared).permute(0, 3, 1, 2)).numpy())
     assert np.abs(ours - served.probabilities(prepared)).max() < TOLERANCE
     # A picture's answer must not depend on its neighbours in the batch, nor on the batch's size.
     alone = np.concatenate([served.probabilities(prepared[i : i + 1]) for i in range(5)])
@@ -91,10 +93,10 @@ def test_the_onnx_file_answers_like_the_checkpoint(run: Path, onnx_file: Path, c
     assert np.abs(table.probs_NC - ours).max() < TOLERANCE
 
 
-def test_the_onnx_file_carries_its_card(run: Path, onnx_file: Path) -> None:
+def test_the_onnx_file_carries_its_card(onnx_file: Path) -> None:
     onnx.checker.check_model(str(onnx_file), full_check=True)
     meta = {p.key: p.value for p in onnx.load(onnx_file).metadata_props}
-    assert Card.parse(meta["marrowscope.card"], "metadata") == Card.read(run / "card.json")
+    assert Card.parse(meta["marrowscope.card"], "metadata") == Card.read(onnx_file.parent / "run" / "card.json")
     assert Classifier.load(onnx_file).codes == ("BLA", "LYT", "NGS")
 
 
@@ -102,6 +104,9 @@ def test_without_data_noise_serves_for_the_check(run: Path, tmp_path: Path) -> N
     parity = export_onnx(run, tmp_path / "m.onnx", data=tmp_path / "nowhere")
     assert not parity.real
     assert parity.max_difference < TOLERANCE
+    assert "no calibration" in parity.lines()[-1]
+    assert Classifier.load(tmp_path / "m.onnx").card.scaling is None
+    assert Card.read(run / "card.json").scaling is None
 
 
 def test_a_file_that_answers_differently_is_not_written(

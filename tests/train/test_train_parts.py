@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import io
 import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +19,22 @@ from PIL import Image
 from torchvision.transforms.functional import gaussian_blur as oracle_blur
 
 import marrowscope.augment as augment_module
-from marrowscope.augment import Augment, augmented, gaussian_blur, jpeg_noise, mix, stain_shift
-from marrowscope.config import AugmentConfig, LossConfig, ScheduleConfig, parse_recipe, recipe_toml
+from marrowscope.augment import (
+    STAIN_VECTORS,
+    Augment,
+    augmented,
+    gaussian_blur,
+    jpeg_noise,
+    mix,
+    stain_shift,
+    while_reading,
+)
+from marrowscope.config import AugmentConfig, LossConfig, Recipe, ScheduleConfig, parse_recipe, recipe_toml
 from marrowscope.datasets import epoch_order
+from marrowscope.images import load_prepared
+from marrowscope.models import CellClassifier
+from marrowscope.schema import Split
+from marrowscope.train import train
 from marrowscope.train.losses import class_weights, smooth_targets, soft_cross_entropy
 from marrowscope.train.runtime import StopWish
 from marrowscope.train.schedule import Ema, learning_rate_factor
@@ -136,13 +151,14 @@ def test_off_means_off() -> None:
         {"contrast": 0.3},
         {"saturation": 0.5},
         {"stain": 0.3},
+        {"stain": 0.3, "stain_axes": "giemsa"},
         {"erase": 1.0},
         {"blur": 2.0},
         {"jpeg": 20},
     ],
-    ids=lambda c: next(iter(c)),
+    ids=lambda c: " ".join(c),
 )
-def test_each_change_changes_and_is_repeatable(config: dict[str, float]) -> None:
+def test_each_change_changes_and_is_repeatable(config: dict[str, Any]) -> None:
     pictures = _pictures()
     before = pictures.clone()
     augment = Augment(AugmentConfig(**config))
@@ -224,6 +240,28 @@ def test_pictures_do_not_depend_on_their_group(monkeypatch: pytest.MonkeyPatch) 
     assert ((augment(pictures, _seeded(1)) - whole).abs() > 0.01).float().mean() < 1e-3
 
 
+def test_augmenting_while_reading_takes_few_threads_and_gives_them_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures, before = _pictures(11), torch.get_num_threads()
+    seen: list[int] = []
+    change = Augment._change
+    monkeypatch.setattr(Augment, "_change", lambda *a: (seen.append(torch.get_num_threads()), change(*a))[1])
+    try:
+        torch.set_num_threads(2)
+        whole = Augment(AugmentConfig(**ALL_OLD))(pictures, _seeded(1))
+        assert set(seen) == {2}
+        seen.clear()
+        reading = while_reading(AugmentConfig(**ALL_OLD))
+        assert torch.allclose(reading(pictures, _seeded(1)), whole, atol=0.01)
+        assert set(seen) == {1}
+        assert torch.get_num_threads() == 2
+        monkeypatch.setattr(Augment, "_change", lambda *a: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            reading(pictures, _seeded(1))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_flip_after_a_rotation_flips_the_rotated_picture() -> None:
     pictures, generator = _pictures(), _seeded(3)
     turned = Augment(AugmentConfig(rotation=180))(pictures, generator)
@@ -273,18 +311,38 @@ def test_augmented_views_are_those_of_training_and_repeatable() -> None:
 def test_a_recipe_without_the_newer_options_keeps_its_text() -> None:
     plain = parse_recipe(tiny_values(), "tiny")
     for text in (recipe_toml(plain), plain.model_dump_json()):
-        assert not any(word in text for word in ("blur", "jpeg", "cache_folder"))
-    new = parse_recipe(tiny_values(augment__blur=1.5, augment__jpeg=40, data__cache_folder="x"), "tiny")
+        assert not any(word in text for word in ("blur", "jpeg", "cache_folder", "stain_axes"))
+    new = parse_recipe(
+        tiny_values(augment__blur=1.5, augment__jpeg=40, augment__stain_axes="giemsa", data__cache_folder="x"), "tiny"
+    )
     text = recipe_toml(new)
-    assert all(line in text for line in ("blur = 1.5", "jpeg = 40", 'cache_folder = "x"'))
+    assert all(line in text for line in ("blur = 1.5", "jpeg = 40", 'stain_axes = "giemsa"', 'cache_folder = "x"'))
 
 
-def test_a_stain_shift_of_nothing_is_the_same_picture() -> None:
+@pytest.mark.parametrize("axes", STAIN_VECTORS)
+def test_a_stain_shift_of_nothing_is_the_same_picture(axes: str) -> None:
     pictures = _pictures().float()
-    same = stain_shift(pictures, torch.ones(6, 3), torch.zeros(6, 3))
+    same = stain_shift(pictures, torch.ones(6, 3), torch.zeros(6, 3), STAIN_VECTORS[axes])
     assert torch.allclose(same, pictures, atol=0.05)
-    stronger = stain_shift(pictures, torch.full((6, 3), 1.5), torch.zeros(6, 3))
+    stronger = stain_shift(pictures, torch.full((6, 3), 1.5), torch.zeros(6, 3), STAIN_VECTORS[axes])
     assert (stronger <= pictures + 0.05).all(), "more stain is darker"
+
+
+@pytest.mark.parametrize("axes", ["haematoxylin-eosin", "giemsa"])
+def test_a_stain_shift_changes_each_stain_by_its_own_share(axes: str) -> None:
+    """Unmixed with the published vectors, each stain has changed by its own factor and offset, and by nothing else."""
+    rows = np.array([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]])  # Ruifrok & Johnston 2001
+    if axes == "giemsa":
+        rows = pytest.importorskip("skimage.color.colorconv").rgb_from_bex
+    # Rows of length 1, so that an offset means the same amount for all axes.
+    unmix = np.linalg.inv(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+    factor = torch.tensor([[1.3, 0.8, 1.1], [0.7, 1.2, 0.9]])
+    offset = torch.tensor([[0.05, -0.03, 0.02], [-0.04, 0.06, 0.01]])
+    pictures = _pictures(2).float()
+    changed = stain_shift(pictures, factor, offset, STAIN_VECTORS[axes])
+    before, after = (-np.log((p.permute(0, 2, 3, 1).numpy() + 1) / 256) @ unmix for p in (pictures, changed))
+    wanted = before * factor.numpy()[:, None, None] + offset.numpy()[:, None, None]
+    np.testing.assert_allclose(after, wanted, atol=2e-3)
 
 
 @pytest.mark.parametrize("config", [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0}])
@@ -306,3 +364,28 @@ def test_a_stop_wish_comes_true_when_the_time_is_up() -> None:
     assert wish
     assert wish.reason == "the time limit"
     assert not StopWish(None, clock=lambda: math.inf)
+
+
+def test_training_pictures_are_augmented_and_validation_pictures_are_not(
+    tiny_recipe: Callable[..., Recipe], cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each part's pictures as the network gets them, against those on the disk."""
+    seen: dict[bool, list[torch.Tensor]] = {True: [], False: []}
+    forward = CellClassifier.forward
+
+    def watched(self: CellClassifier, images: torch.Tensor) -> torch.Tensor:
+        seen[self.training].append(images.detach().float())
+        return forward(self, images)
+
+    monkeypatch.setattr(CellClassifier, "forward", watched)
+    recipe = tiny_recipe(augment={"rotation": 10}, schedule__epochs=1, schedule__warmup_epochs=0)
+    train(recipe, data=cells, out=tmp_path / "run", quiet=True)
+    split = Split.read(tmp_path / "run" / "split.csv")
+    for part, training in (("train", True), ("val", False)):
+        on_disk = [load_prepared(cells / r.path, recipe.image) for r in split.rows if r.part == part]
+        known = {p.transpose(2, 0, 1).astype(np.float32).tobytes() for p in on_disk}
+        shown = [x.contiguous().numpy().tobytes() for batch in seen[training] for x in batch]
+        shown = [x for x in shown if any(x)]  # without the blank picture that checks the size
+        assert len(shown) == len(known)
+        assert (set(shown) <= known) is not training, part
+        assert not (set(shown) & known) or not training, "a training picture went by unchanged"

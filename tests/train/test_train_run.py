@@ -22,8 +22,9 @@ from marrowscope.config import Recipe, load_recipe
 from marrowscope.data.folds import make_folds
 from marrowscope.data.index import build_index
 from marrowscope.data.split import make_split
-from marrowscope.errors import DataError, OutputError, SplitError, TrainingError
-from marrowscope.schema import Card, RunInfo, Split, read_metrics
+from marrowscope.datasets import Batch, Indices
+from marrowscope.errors import DataError, FileFormatError, OutputError, SplitError, TrainingError
+from marrowscope.schema import Card, RunInfo, Split, read_metrics, write_index
 from marrowscope.train import train
 from marrowscope.train.checkpoint import load_state, save_tensors
 
@@ -81,10 +82,10 @@ from marrowscope.train import train
 step_to_die = int(sys.argv[4])
 original = loop.train_step
 
-def train_step(learner, images, labels, step):
+def train_step(learner, batch, whole, step):
     if step == step_to_die:
         os.kill(os.getpid(), signal.SIGKILL)
-    return original(learner, images, labels, step)
+    return original(learner, batch, whole, step)
 
 loop.train_step = train_step
 train(load_recipe(Path(sys.argv[1])), data=Path(sys.argv[2]), out=Path(sys.argv[3]), resume=True, quiet=True)
@@ -138,10 +139,10 @@ def test_ctrl_c_stops_at_a_checkpoint(
 ) -> None:
     original = loop.train_step
 
-    def interrupted(learner: loop.Learner, images: torch.Tensor, labels: torch.Tensor, step: int) -> tuple[float, int]:
+    def interrupted(learner: loop.Learner, batch: Batch, whole: Indices, step: int) -> loop.Step:
         if step == 3:
             os.kill(os.getpid(), signal.SIGINT)
-        return original(learner, images, labels, step)
+        return original(learner, batch, whole, step)
 
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -151,6 +152,67 @@ def test_ctrl_c_stops_at_a_checkpoint(
     state = json.loads((out / "last" / "state.json").read_text())
     assert state["step"] == 4
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    train(tiny_recipe(), data=cells, out=out, resume=True, quiet=True)
+    assert _same(_weights(out), _weights(tiny_run))
+
+
+@pytest.mark.parametrize("where", ["in a step", "while a checkpoint is written"])
+def test_ctrl_c_twice_ends_at_once_and_overwrites_nothing(
+    tiny_run: Path,
+    tiny_recipe: MakeRecipe,
+    cells: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+) -> None:
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    step, write = loop.train_step, Path.write_bytes
+
+    def interrupted(learner: loop.Learner, batch: Batch, whole: Indices, n: int) -> loop.Step:
+        if n == 8:
+            twice()
+        return step(learner, batch, whole, n)
+
+    def half(self: Path, data: bytes) -> int:
+        if "optimizer-0002" in self.name:
+            write(self, data[: len(data) // 2])
+            twice()
+        return write(self, data)
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        if where == "in a step":
+            patch.setattr(loop, "train_step", interrupted)
+        else:
+            patch.setattr(Path, "write_bytes", half)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny_recipe(), data=cells, out=out, quiet=True)
+    state = load_state(out / "last")
+    assert state is not None
+    assert state[0].step == 6, "the state after the first epoch is whole"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert not list(out.rglob("*.part"))
+    train(tiny_recipe(), data=cells, out=out, resume=True, quiet=True)
+    assert _same(_weights(out), _weights(tiny_run))
+    assert len(list((out / "last").iterdir())) == 3, "what the interrupted checkpoint left is gone"
+
+
+def test_a_disk_that_fills_while_curves_are_written_is_one_clear_error(
+    tiny_run: Path, tiny_recipe: MakeRecipe, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch.utils.tensorboard as tensorboard
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(tensorboard, "SummaryWriter", full)
+        with pytest.raises(OutputError, match=r"tensorboard: No space left.*--resume"):
+            train(tiny_recipe(), data=cells, out=out, quiet=True)
     train(tiny_recipe(), data=cells, out=out, resume=True, quiet=True)
     assert _same(_weights(out), _weights(tiny_run))
 
@@ -262,6 +324,25 @@ def test_a_split_that_names_missing_files_is_refused(tiny_recipe: MakeRecipe, ce
     with pytest.raises(SplitError, match=gone):
         train(tiny_recipe(), data=data, out=tmp_path / "run", split=split, quiet=True)
     assert not (tmp_path / "run" / "config.toml").exists()
+
+
+def test_a_split_that_does_not_fit_its_index_is_refused(tiny_recipe: MakeRecipe, cells: Path, tmp_path: Path) -> None:
+    split = _split(cells, tmp_path / "split.csv")
+    rows = build_index(cells, jobs=1)
+    write_index(tmp_path / "other.csv", [rows[0]._replace(sha256="0" * 64), *rows[1:]])
+    write_index(tmp_path / "index.csv", rows[1:])
+    write_index(tmp_path / "right.csv", rows)
+    recipe = tiny_recipe(schedule__epochs=1, schedule__warmup_epochs=0)
+    with pytest.raises(SplitError, match=r"split.csv does not fit .*index.csv: 1 files .* not in the index.*--index"):
+        train(recipe, data=cells, out=tmp_path / "run", split=split, quiet=True)
+    with pytest.raises(SplitError, match=r"other.csv: The index is not the one that the split was drawn from"):
+        train(recipe, data=cells, out=tmp_path / "run", split=split, index=tmp_path / "other.csv", quiet=True)
+    with pytest.raises(FileFormatError, match=r"Can't read the index"):
+        train(recipe, data=cells, out=tmp_path / "run", split=split, index=tmp_path / "none.csv", quiet=True)
+    with pytest.raises(SplitError, match="give both, or neither"):
+        train(recipe, data=cells, out=tmp_path / "run", index=tmp_path / "index.csv", quiet=True)
+    assert not (tmp_path / "run" / "config.toml").exists()
+    train(recipe, data=cells, out=tmp_path / "run", split=split, index=tmp_path / "right.csv", quiet=True)
 
 
 @pytest.mark.parametrize("cache", ["memory", "none"])

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from marrowscope import __version__
-from marrowscope.cli import data, judge, learn, use
+from marrowscope.cli import analyse, data, doctor, explain, judge, learn, models, serve, use
 from marrowscope.cli.common import EXIT_BAD_INPUT, EXIT_STOPPED
 from marrowscope.errors import MarrowscopeError
 
@@ -55,6 +55,7 @@ def _options(
 
 # In the order of the work.
 for command in (
+    doctor.doctor,
     data.phantom,
     data.index,
     data.audit,
@@ -62,11 +63,16 @@ for command in (
     data.split,
     data.import_split,
     learn.train,
+    learn.sweep,
     judge.evaluate,
+    analyse.analyse,
+    explain.explain,
     judge.report,
     judge.compare,
     learn.export,
+    models.models,
     use.predict,
     use.count,
 ):
     app.command()(command)
+app.add_typer(serve.serve)

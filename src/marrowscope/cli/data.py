@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -46,9 +49,12 @@ def index(
     """
     from marrowscope.data.classmap import read_class_map
     from marrowscope.data.index import build_index
+    from marrowscope.errors import OutputError
     from marrowscope.schema import OK, write_index
 
     classes = None if class_map is None else read_class_map(class_map)
+    if output.is_dir():  # said before the work, not after it
+        raise OutputError(f"Can't write {output}: it is a folder. Give a file name, such as {output / 'index.csv'}.")
     journal = output.with_name(f".{output.name}.journal")
     with progress_bar("index") as progress:
         rows = build_index(
@@ -70,7 +76,8 @@ def audit(
     data: Annotated[Path, typer.Option(help="What the index was made of.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")] = Path("audit"),
     predictions: Annotated[
-        Path | None, typer.Option(help="Predictions of a cross-validated model, to find probable label errors.")
+        list[Path] | None,
+        typer.Option(help="Predictions of cells by a model that was not trained on them; once for each fold's table."),
     ] = None,
 ) -> None:
     """Find broken files, copies, odd images and doubtful labels.
@@ -79,11 +86,12 @@ def audit(
     split made of it keeps them together.
     """
     from marrowscope.data.audit import run_audit
+    from marrowscope.data.label_errors import join_folds
     from marrowscope.files import make_folder
     from marrowscope.schema import Predictions, read_index, write_index
 
     rows = read_index(index_file)
-    answers = None if predictions is None else Predictions.read(predictions)
+    answers = join_folds({path: Predictions.read(path) for path in predictions}) if predictions else None
     make_folder(output)
     with progress_bar("audit") as progress:
         found = run_audit(
@@ -140,25 +148,46 @@ def split(
     folds: Annotated[
         int | None, typer.Option(help="Draw this many folds for cross-validation; train them with --fold.")
     ] = None,
+    repeats: Annotated[
+        int, typer.Option(help="With --folds: draw them this many times, into split-1.csv, split-2.csv, ...")
+    ] = 1,
+    rule: Annotated[
+        str, typer.Option(help="quota: within one image of the ratios; hash: a part depends on the image alone.")
+    ] = "quota",
 ) -> None:
     """Divide an index into train, val and test.
 
     Seeded, stratified to within one image, copies and near duplicates kept together.
     """
     from marrowscope.cells import class_set
+    from marrowscope.data._assign import RULES
     from marrowscope.data.folds import make_folds
     from marrowscope.data.split import make_split
     from marrowscope.errors import SplitError
     from marrowscope.schema import Split, read_index
 
     chosen, earlier = class_set(classes), None if keep is None else Split.read(keep)
-    rows = read_index(index_file)
-    if folds is not None:
-        if shots is not None or ratios != "80/10/10":
-            raise SplitError("--folds goes with neither --shots nor --ratios: every fold is test once, and val once.")
-        kept = () if earlier is None else (earlier,)
-        (result,) = make_folds(rows, codes=chosen.codes, class_set=chosen.name, k=folds, seed=seed, cap=cap, keep=kept)
-    else:
+    with _without_collector():
+        rows = read_index(index_file)
+        if folds is not None:
+            if shots is not None or ratios != "80/10/10" or rule != "quota":
+                raise SplitError(
+                    "--folds goes with neither --shots nor --ratios nor --rule: every fold is test once, and val once."
+                )
+            if earlier is not None and repeats > 1:
+                raise SplitError("--keep goes with one repetition; grow each table of a repeated drawing by itself.")
+            kept = () if earlier is None else (earlier,)
+            drawn = make_folds(
+                rows, codes=chosen.codes, class_set=chosen.name, k=folds, seed=seed, repeats=repeats, cap=cap, keep=kept
+            )
+            for i, result in enumerate(drawn, 1):
+                _write_split(result, output if repeats == 1 else output.with_name(f"{output.stem}-{i}{output.suffix}"))
+            return
+        if repeats != 1:
+            raise SplitError("--repeats goes with --folds; for other splits, give other seeds.")
+        by = next((r for r in RULES if r == rule), None)
+        if by is None:
+            raise SplitError(f"Unknown rule {rule!r}; allowed: {', '.join(RULES)}.")
         result = make_split(
             rows,
             codes=chosen.codes,
@@ -166,10 +195,21 @@ def split(
             ratios=_ratios(ratios),
             seed=seed,
             cap=cap,
+            rule=by,
             shots=shots,
             keep=earlier,
         )
-    _write_split(result, output)
+        _write_split(result, output)
+
+
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """Python's collector looks at hundreds of thousands of rows again and again, to find nothing."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def import_split(

@@ -1,4 +1,4 @@
-"""Commands that need torch: train and export."""
+"""Commands that need torch: train, sweep and export."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from marrowscope.cli.common import EXIT_STOPPED, need_torch
+from marrowscope.cli.common import EXIT_STOPPED, need_torch, progress_bar
 
 
 def train(
@@ -17,6 +17,9 @@ def train(
     out: Annotated[Path, typer.Option(help="Run folder to make.")],
     split_file: Annotated[
         Path | None, typer.Option("--split", help="A split.csv; else the run draws one by the recipe.")
+    ] = None,
+    index: Annotated[
+        Path | None, typer.Option(help="The index.csv of the split, to check that it fits; else one beside the split.")
     ] = None,
     fold: Annotated[int | None, typer.Option(help="Test on this fold of a split with folds; 0 is the first.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run folder stands.")] = False,
@@ -39,13 +42,62 @@ def train(
     need_torch("Training")
     from marrowscope.train import train as run_training
 
-    result = run_training(chosen, data=data, out=out, split=split_file, fold=fold, resume=resume, limit_seconds=limit)
+    result = run_training(
+        chosen, data=data, out=out, split=split_file, index=index, fold=fold, resume=resume, limit_seconds=limit
+    )
     if os.environ.get("RANK", "0") != "0":
         raise typer.Exit(0 if result.finished else EXIT_STOPPED)
     if result.best_score is not None:
         typer.echo(f"best epoch {result.best_epoch}: validation score {result.best_score:.4f}; run folder {out}")
     if not result.finished:
         typer.echo(f"{result.stopped_by}; go on with --resume")
+        raise typer.Exit(EXIT_STOPPED)
+
+
+def sweep(
+    recipe: Annotated[Path, typer.Argument(help="A TOML file such as those in recipes/.")],
+    data: Annotated[Path, typer.Option(help="Folder of images.")],
+    out: Annotated[Path, typer.Option(help="Folder for all runs; give it again to go on.")],
+    grid: Annotated[
+        list[str], typer.Option(metavar="KEY=V1,V2", help="Values to try: --grid optimizer.learning_rate=1e-4,3e-4.")
+    ],
+    split_file: Annotated[
+        Path | None, typer.Option("--split", help="A split.csv; its test part is left alone. Else one is drawn.")
+    ] = None,
+    index: Annotated[
+        Path | None, typer.Option(help="Index for --folds, where it names groups; else one is made.")
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Train each combination with these seeds: 0,1,2.")] = "",
+    folds: Annotated[int | None, typer.Option(help="Validate on each of so many folds, 3 or more.")] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe for all runs.")
+    ] = None,
+    limit_time: Annotated[str | None, typer.Option(help="Stop at a checkpoint after this time: 8h.")] = None,
+) -> None:
+    """Search recipe values on validation cells.
+
+    Writes OUT/sweep.csv; no run has a test part. What is done is not done again.
+    """
+    from marrowscope.errors import RecipeError
+
+    limit = None if limit_time is None else _seconds(limit_time)
+    try:
+        numbers = [int(s) for s in seeds.split(",")] if seeds.strip() else []
+    except ValueError:
+        raise RecipeError(f"--seeds {seeds!r}: give whole numbers such as 0,1,2.") from None
+    need_torch("Training")
+    from marrowscope.train.sweep import lines
+    from marrowscope.train.sweep import sweep as run_sweep
+
+    result = run_sweep(
+        recipe, grid, data=data, out=out, split=split_file, index=index, seeds=numbers, folds=folds,
+        changes=changes or (), limit_seconds=limit, report=lambda line: typer.echo(line, err=True),
+    )  # fmt: skip
+    for line in lines(result):
+        typer.echo(line)
+    typer.echo(f"written to {out / 'sweep.csv'}")
+    if result.stopped_by is not None:
+        typer.echo(f"{result.stopped_by}; give the same command again to go on")
         raise typer.Exit(EXIT_STOPPED)
 
 
@@ -78,6 +130,9 @@ def export(
     need_torch("Exporting")
     from marrowscope.export import export_onnx
 
-    parity = export_onnx(run, output, precision="int8" if int8 else "fp16" if fp16 else "fp32", data=data)
+    with progress_bar("fit") as progress:
+        parity = export_onnx(
+            run, output, precision="int8" if int8 else "fp16" if fp16 else "fp32", data=data, progress=progress
+        )
     for line in parity.lines():
         typer.echo(f"{output}: {line}")

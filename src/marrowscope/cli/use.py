@@ -19,26 +19,50 @@ def predict(
     paths: Annotated[
         list[str], typer.Argument(metavar="PATH...", help="Images, folders, .zip or .tar, patterns, or - for a list.")
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Table to write: .csv, .jsonl or .parquet.")] = Path(
-        "predictions.csv"
-    ),
+    output: Annotated[
+        str, typer.Option("-o", "--output", help="Table to write: .csv, .jsonl or .parquet; with --ray a folder.")
+    ] = "predictions.csv",
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
     views: Annotated[int, typer.Option(help="Average over flips and turns of each image: 1, 2, 4 or 8.")] = 1,
     batch_size: Annotated[int, typer.Option(min=1, max=4096, help="Images at a time.")] = 32,
     device: Annotated[str, typer.Option(help="cpu, cuda, openvino or coreml.")] = "cpu",
+    alpha: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="Share of misses of the conformal sets, of those in the model card."),
+    ] = None,
+    accept_accuracy: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="Accuracy that accepted answers should have, of those in the card."),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Work on a Ray cluster: local, auto, HOST:PORT or ray://HOST:PORT. PATH and output may then lie in "
+            "s3:// or gs://; @FILE lists images.",
+        ),
+    ] = None,
 ) -> None:
     """Name the cells on images.
 
     Needs no torch. Every file has its row; the status is 3 when some of them could not be read.
     """
-    from marrowscope.infer import Classifier, Ensemble, Predictor, predict_files
+    from marrowscope.infer import load_predictor, predict_files
 
-    models = [Classifier.load(name, device=device) for name in model.split(",")]
-    predictor: Predictor = models[0] if len(models) == views == 1 else Ensemble(models, views)
+    models = model.split(",")
     with progress_bar("predict") as progress:
-        summary = predict_files(
-            predictor, paths, output, batch_size=batch_size, resume=resume, progress=_done_so_far(progress)
-        )
+        if ray is not None:
+            from marrowscope.cluster import predict_cluster
+
+            summary = predict_cluster(
+                models, paths, output, address=ray, views=views, device=device, alpha=alpha,
+                accuracy=accept_accuracy, batch_size=batch_size, resume=resume, progress=progress,
+            )  # fmt: skip
+        else:
+            predictor = load_predictor(models, views=views, device=device, alpha=alpha, accuracy=accept_accuracy)
+            summary = predict_files(
+                predictor, paths, Path(output), batch_size=batch_size, resume=resume, progress=_done_so_far(progress)
+            )
     before = f", {summary.resumed} of them before" if summary.resumed else ""
     typer.echo(
         f"{summary.ok} of {summary.total} files answered{before} in {summary.seconds:.1f} s; written to {output}"
@@ -56,35 +80,48 @@ def _done_so_far(progress: Callable[[int, Any], None]) -> Callable[[int, int], N
 
 
 def count(
-    predictions: Annotated[Path, typer.Argument(help="A table of predictions of one smear.")],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="JSON file to write.")] = None,
+    predictions: Annotated[Path, typer.Argument(help="A table of predictions of one smear: .csv, .jsonl or .parquet.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="File to write: .html, .json, .csv or .fhir.json.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="The model that made them (ONNX file, bundled name or card.json): adjust for what it confuses."
+        ),
+    ] = None,
     ratio: Annotated[
         str, typer.Option(help="M:E ratio: granulocytic-monocytic, granulocytic or dividing.")
     ] = "granulocytic-monocytic",
+    blasts: Annotated[str, typer.Option(help="Blast percentage: blasts or blasts-and-faggot-cells.")] = "blasts",
     least_confidence: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Cells below it are listed for review and not counted.")
     ] = 0.0,
+    all_cells: Annotated[
+        bool, typer.Option("--all-cells", help="Count also the cells that the model would leave for review.")
+    ] = False,
 ) -> None:
     """Count the differential of a smear from its predictions.
 
-    With simultaneous 95 % intervals; what does not count in the denominator is stated.
+    With simultaneous 95 % intervals; what does not count in the denominator, and what is left for review, is stated.
     """
     from marrowscope.differential import count as count_cells
+    from marrowscope.differential.write import as_text, check_ending, write_differential
+    from marrowscope.infer import read_card
     from marrowscope.schema import Predictions
 
-    result = count_cells(Predictions.read(predictions), ratio=ratio, least_confidence=least_confidence)
-    typer.echo(f"{result.counted} nucleated marrow cells of {result.files} files")
-    for row in result.rows:
-        p = row.percent
-        interval = "" if p.low is None or p.high is None else f" ({p.low:.1f}–{p.high:.1f})"
-        typer.echo(f"  {row.code}  {row.name:22}{row.count:6}{p.value or 0.0:7.1f} %{interval}")
-    for code, n in result.left_out.items():
-        typer.echo(f"  {code}  not counted           {n:6}")
-    typer.echo(f"M:E ratio {result.myeloid_erythroid.figure} ({result.myeloid_erythroid.text})")
-    typer.echo(f"{result.unsure} unsure, left for review; {sum(result.failed.values())} files failed")
-    for text in result.warnings:
-        typer.echo(f"Note: {text}")
-    typer.echo(result.intended_use)
     if output is not None:
-        result.write(output)
+        check_ending(output)
+    result = count_cells(
+        Predictions.read(predictions),
+        ratio=ratio,
+        blasts=blasts,
+        least_confidence=least_confidence,
+        review=not all_cells,
+        card=None if model is None else read_card(model),
+    )
+    for line in as_text(result):
+        typer.echo(line)
+    if output is not None:
+        write_differential(result, output, title=predictions.stem)
         typer.echo(f"written to {output}")

@@ -17,9 +17,8 @@ import math
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from marrowscope.errors import SplitError
 from marrowscope.schema import OK, IndexRow
@@ -31,8 +30,7 @@ GroupColumn = Literal["group", "slide", "patient"]
 GROUP_COLUMNS: tuple[GroupColumn, ...] = ("group", "slide", "patient")
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(NamedTuple):
     """Pictures that must stay in one bin.
 
     Attributes:
@@ -167,25 +165,31 @@ def join(rows: Sequence[IndexRow], seed: int, group_by: Sequence[str]) -> list[G
         return key
 
     keys = [_keys(r, group_by) for r in rows]
-    for first, *others in keys:
+    for key, *others in keys:
         for other in others:
-            a, b = sorted((root(first), root(other)))
+            a, b = sorted((root(key), root(other)))
             parent[b] = a  # the smallest key names the group: the patient before the slide, the slide before the file
-    members: dict[str, list[IndexRow]] = defaultdict(list)
-    for row, (first, *_) in zip(rows, keys, strict=True):
-        members[root(first)].append(row)
+    members: dict[str, list[IndexRow]] = {}
+    for row, named in zip(rows, keys, strict=True):
+        key = root(named[0]) if named[0] in parent else named[0]
+        members.setdefault(key, []).append(row)
     groups = []
     for key, group in members.items():
         number, order = divmod(keyed_hash(seed, "group", key), 2**64)
-        counts = dict(Counter(r.label for r in group)) if len(group) > 1 else {group[0].label: 1}
-        groups.append(Group(order, number, tuple(sorted(group)), counts))
+        if len(group) == 1:  # by far the most
+            groups.append(Group(order, number, (group[0],), {group[0].label: 1}))
+        else:
+            groups.append(Group(order, number, tuple(sorted(group)), dict(Counter(r.label for r in group))))
     return sorted(groups, key=lambda g: (-len(g.rows), g.order, g.rows))
 
 
 def _keys(row: IndexRow, group_by: Sequence[str]) -> list[str]:
+    last = f"4 {content(row)}"
+    if not (row.patient or row.slide or row.group):
+        return [last]
     named = [("1 patient", "patient"), ("2 slide", "slide"), ("3 group", "group")]
     columns = [f"{prefix} {getattr(row, c)}" for prefix, c in named if c in group_by and getattr(row, c)]
-    return [*columns, f"4 {content(row)}"]
+    return [*columns, last]
 
 
 def mixed_labels(rows: Sequence[IndexRow]) -> int:
@@ -237,8 +241,10 @@ def assign(
         if out[at] is not None:
             continue
         wanted = bisect_right(edges, group.number)
-        if any(room[c][wanted] < n for c, n in group.counts.items()):
-            wanted = max(open_bins, key=lambda i: _fit(group, room, i))
+        for c, n in group.counts.items():
+            if room[c][wanted] < n:
+                wanted = max(open_bins, key=lambda i: _fit(group, room, i))
+                break
         for c, n in group.counts.items():
             room[c][wanted] -= n
         out[at] = wanted

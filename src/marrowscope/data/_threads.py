@@ -15,6 +15,11 @@ Progress = Callable[[int, int], None]
 """Called with (done, total) from the thread that began the work."""
 
 
+def processors() -> int:
+    """How many processors this process may use, which can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def in_threads(work: Callable[[Sequence[S]], T], items: Sequence[S], jobs: int | None, chunk: int = 32) -> Iterator[T]:
     """What `work` makes of chunks of `items`, in order; `jobs` threads, all processors by default.
 
@@ -23,7 +28,7 @@ def in_threads(work: Callable[[Sequence[S]], T], items: Sequence[S], jobs: int |
     """
     chunks = [items[i : i + chunk] for i in range(0, len(items), chunk)]
     # Filters of warnings are common to all threads; set once here, no thread can bring them back too early.
-    with warnings.catch_warnings(), ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(jobs or processors()) as pool:
         warnings.simplefilter("ignore")
         try:
             yield from pool.map(work, chunks)

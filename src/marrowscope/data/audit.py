@@ -8,6 +8,7 @@ a split keeps each on one side.
 from __future__ import annotations
 
 import csv
+import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,8 +19,19 @@ import numpy as np
 import numpy.typing as npt
 
 from marrowscope.data._audit_page import audit_page
-from marrowscope.data._features import STATS, THUMB, FeatureStore, grey_thumb, measure
-from marrowscope.data._neighbours import TRANSFORMS, Match, connected, match, nearest, refine, whiten
+from marrowscope.data._features import RECORD, STATS, THUMB, FeatureStore, grey_thumb, measure
+from marrowscope.data._neighbours import (
+    DIMENSIONS,
+    NEIGHBOURS,
+    TRANSFORMS,
+    Match,
+    connected,
+    match,
+    nearest,
+    refine,
+    whiten,
+)
+from marrowscope.data._pairs import Found, PairJournal
 from marrowscope.data._threads import in_threads
 from marrowscope.data.label_errors import LabelError, find_label_errors
 from marrowscope.data.sources import Source, open_source
@@ -163,8 +175,9 @@ def run_audit(
         index: Its rows.
         jobs: Threads; all processors by default.
         progress: Called from the calling thread.
-        cache: File that keeps what was measured of each picture (4.9 kB each), so that stopped work goes on and
-            pictures of an earlier audit are not measured again; a temporary file by default.
+        cache: File that keeps what was measured of each picture (5 kB each), so that stopped work goes on and pictures
+            of an earlier audit are not measured again; a temporary file by default. Beside it, with ``.pairs`` at the
+            end of its name, a file of the candidates and of what comparing them found.
         threshold: Robust standard deviations from which a picture is out of line.
         predictions: Of a cross-validated model, as for `label_errors.find_label_errors`; for probable label errors.
 
@@ -180,10 +193,13 @@ def run_audit(
         by_content[r.sha256].append(r)
     contents = sorted(by_content)
     tell = progress or (lambda stage, done, total: None)
+    originals = [by_content[c][0] for c in contents]
     with FeatureStore(cache) as store:
-        _measure(source, store, [by_content[c][0] for c in contents], jobs, tell)
+        _measure(source, store, originals, jobs, tell)
         stats, vectors, small = store.load(contents)
-        pairs = _near_pairs(source, store, [by_content[c][0] for c in contents], vectors, small, jobs, tell)
+        with PairJournal(None if cache is None else cache.with_name(f"{cache.name}.pairs"), _key(contents)) as journal:
+            pairs = _near_pairs(source, store, journal, originals, vectors, small, jobs, tell)
+        del vectors, small
     names = connected([(contents[i], contents[j]) for i, j, _ in pairs])
     near = [
         _near_row(by_content[contents[i]][0], by_content[contents[j]][0], m, names[contents[i]]) for i, j, m in pairs
@@ -239,37 +255,42 @@ def _measure(
 def _near_pairs(
     source: Source,
     store: FeatureStore,
+    journal: PairJournal,
     rows: Sequence[IndexRow],
     vectors: npt.NDArray[np.float32],
     small: npt.NDArray[np.uint8],
     jobs: int | None,
     tell: StageProgress,
-) -> list[tuple[int, int, Match]]:
+) -> list[Found]:
     """Pairs of rows (i < j) that show the same picture, and how they fit."""
     if len(rows) < 2:
         return []
-    tell("find candidates", 0, 1)
-    pairs = nearest(whiten(vectors))
-    tell("find candidates", 1, 1)
+    pairs = journal.pairs(
+        lambda: nearest(whiten(vectors), jobs=jobs, progress=lambda done, total: tell("find candidates", done, total))
+    )
     starts = np.searchsorted(pairs[:, 0], np.arange(len(rows) + 1))
     queries = [i for i in range(len(rows)) if starts[i + 1] > starts[i]]
+    chunks = [queries[i : i + 32] for i in range(0, len(queries), 32)]
+    found = [f for c in chunks for f in journal.done.get(c[0], ())]
+    todo = [c for c in chunks if c[0] not in journal.done]
+    done = len(queries) - sum(map(len, todo))
+    tell("compare candidates", done, len(queries))
 
-    def work(chunk: Sequence[int]) -> list[tuple[int, int, Match]]:
+    def work(one: Sequence[list[int]]) -> list[Found]:
         out = []
-        for i in chunk:
+        for i in one[0]:
             others = pairs[starts[i] : starts[i + 1], 1]
             for j, rough in zip(others, match(small[i], small[others]), strict=True):
                 if rough.score >= COARSE:
-                    found = _compare(source, store, rows[i], rows[int(j)])
-                    if found is not None:
-                        out.append((i, int(j), found))
+                    fit = _compare(source, store, rows[i], rows[int(j)])
+                    if fit is not None:
+                        out.append((i, int(j), fit))
         return out
 
-    found: list[tuple[int, int, Match]] = []
-    done = 0
-    for chunk in in_threads(work, queries, jobs):
-        found += chunk
-        done = min(done + 32, len(queries))
+    for chunk, new in zip(todo, in_threads(work, todo, jobs, chunk=1), strict=True):
+        journal.add(chunk[0], new)
+        found += new
+        done += len(chunk)
         tell("compare candidates", done, len(queries))
     return found
 
@@ -282,6 +303,12 @@ def _compare(source: Source, store: FeatureStore, a: IndexRow, b: IndexRow) -> M
     large = [grey_thumb(decode(source.read(r.path)), 2 * THUMB) for r in (a, b)]
     fine = refine(large[0], large[1], rough, 2)
     return fine if fine.score >= SAME else None
+
+
+def _key(contents: Sequence[str]) -> str:
+    """What the candidates and their comparison depend on."""
+    how = repr((RECORD.itemsize, NEIGHBOURS, DIMENSIONS, COARSE, MIDDLE, SAME))
+    return hashlib.sha256(" ".join([how, *contents]).encode("ascii")).hexdigest()
 
 
 def _near_row(a: IndexRow, b: IndexRow, m: Match, group: str) -> Near:

@@ -1,20 +1,24 @@
 """Probable label errors, from what a model says of pictures that it has not seen.
 
-Confident learning (Northcutt, Jiang, Chuang 2021, J Artif Intell Res 70, 1373-1411, doi:10.1613/jair.1.12125): a class
-counts as confidently predicted where its probability reaches the mean that pictures labelled so get. A picture whose
-likeliest confident class is not its label is a probable error. Thresholds of their own make classes comparable on which
-the model is more and less sure.
+Confident learning (Northcutt, Jiang, Chuang 2021, J Artif Intell Res 70, 1373-1411, doi:10.1613/jair.1.12125), as the
+library cleanlab has it: a class counts as confidently predicted where its probability reaches the mean that pictures
+labelled so get; from the counts of confident predictions by label comes the noise rate of each pair of classes, and
+that many pictures of a pair, those with the largest margin, are probable errors. The library is the method's
+authors' own, it is kept up, it needs no torch, and from 2.9 on its licence (Apache 2.0) goes with ours; it is an extra
+because the plain install needs neither it nor the scikit-learn and pandas that it brings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from marrowscope.errors import DataError
+from marrowscope.errors import DataError, MissingExtraError
 from marrowscope.schema import OK, IndexRow, Predictions
 
 
@@ -29,25 +33,56 @@ class LabelError(NamedTuple):
     margin: float
 
 
-def confident_disagreement(
-    probs_NC: npt.NDArray[np.float64],
-    labels_N: npt.NDArray[np.intp],
-) -> npt.NDArray[np.intp]:
+def probable_errors(probs_NC: npt.NDArray[np.float64], labels_N: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
     """The class that each picture should probably have, -1 where the label may stand.
+
+    It is cleanlab's default method, pruning by noise rate.
 
     Args:
         probs_NC: Probabilities of C classes, rows sum to 1.
         labels_N: Labels, 0..C-1. A class without a picture is never suggested.
+
+    Raises:
+        MissingExtraError: cleanlab is not installed.
     """
-    n, classes = probs_NC.shape
-    counts = np.bincount(labels_N, minlength=classes)
-    own = probs_NC[np.arange(n), labels_N]
-    sums = np.bincount(labels_N, weights=own, minlength=classes)
-    threshold = np.where(counts > 0, sums / np.maximum(counts, 1), np.inf)
-    confident = np.where(probs_NC >= threshold - 1e-6, probs_NC, -1.0)
-    best = confident.argmax(1)
-    wrong = (confident.max(1) >= 0) & (best != labels_N) & (probs_NC.argmax(1) != labels_N)
-    return np.where(wrong, best, -1)
+    try:
+        find: Any = importlib.import_module("cleanlab.filter").find_label_issues
+    except ImportError:
+        raise MissingExtraError("cleanlab", "audit", "Finding probable label errors") from None
+    present = np.unique(labels_N)
+    out = np.full(len(labels_N), -1, dtype=np.intp)
+    if len(present) < 2:
+        return out
+    probs = probs_NC[:, present]
+    probs = probs / np.maximum(probs.sum(1, keepdims=True), 1e-12)
+    # One process: the work takes less than a second, and forking from a program with threads is asking for trouble.
+    wrong = np.asarray(find(np.searchsorted(present, labels_N), probs, n_jobs=1), dtype=bool)
+    out[wrong] = present[probs[wrong].argmax(1)]
+    return out
+
+
+def join_folds(tables: Mapping[Path, Predictions]) -> Predictions:
+    """One table out of those of the folds of a cross-validation, at least one.
+
+    Args:
+        tables: Predictions of each fold, by the file that they come from, for messages.
+
+    Raises:
+        DataError: They are not of the same classes.
+    """
+    (first, one), *others = tables.items()
+    for path, other in others:
+        if other.codes != one.codes:
+            raise DataError(
+                f"{path} is of the classes {' '.join(other.codes)}, and {first} of {' '.join(one.codes)}. Give the "
+                "tables of the folds of one cross-validation."
+            )
+    return Predictions(
+        paths=tuple(p for t in tables.values() for p in t.paths),
+        status=tuple(s for t in tables.values() for s in t.status),
+        codes=one.codes,
+        probs_NC=np.concatenate([t.probs_NC for t in tables.values()]),
+    )
 
 
 def find_label_errors(index: Sequence[IndexRow], predictions: Predictions) -> list[LabelError]:
@@ -61,6 +96,7 @@ def find_label_errors(index: Sequence[IndexRow], predictions: Predictions) -> li
 
     Raises:
         DataError: None of the predictions is of a picture of the index, or a picture stands in them twice.
+        MissingExtraError: cleanlab is not installed.
     """
     labels = {r.path: r.label for r in index if r.status == OK}
     column = {c: i for i, c in enumerate(predictions.codes)}
@@ -79,7 +115,7 @@ def find_label_errors(index: Sequence[IndexRow], predictions: Predictions) -> li
     probs = predictions.probs_NC[known]
     given = np.array([column[labels[predictions.paths[i]]] for i in known], dtype=np.intp)
     out = []
-    for at, suggested in enumerate(confident_disagreement(probs, given)):
+    for at, suggested in enumerate(probable_errors(probs, given)):
         if suggested >= 0:
             path = predictions.paths[known[at]]
             a, b = float(probs[at, given[at]]), float(probs[at, suggested])

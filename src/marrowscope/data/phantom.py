@@ -28,6 +28,7 @@ from marrowscope.cells import CLASS_SETS
 from marrowscope.data import _figures as f
 from marrowscope.data._drawing import develop
 from marrowscope.data._morphology import MORPHOLOGY, Morphology, Spread
+from marrowscope.data._threads import processors
 from marrowscope.errors import DataError, OutputError
 from marrowscope.files import make_folder, write_text
 
@@ -158,11 +159,8 @@ def write_phantoms(
         OutputError: A folder holds something else, or can't be written.
     """
     _check_codes(codes)
-    for name, value, least in (
-        ("per_class", per_class, 1),
-        ("seed", seed, 0),
-        ("jobs", 1 if jobs is None else jobs, 1),
-    ):
+    numbers = (("per_class", per_class, 1), ("seed", seed, 0), ("jobs", 1 if jobs is None else jobs, 1))
+    for name, value, least in numbers:
         if value < least:
             raise DataError(f"{name} must be {least} or more, not {value}.")
     out = Path(out).absolute()
@@ -186,7 +184,7 @@ def write_phantoms(
         for folder in folders:
             for code in codes:
                 (folder / code).mkdir(exist_ok=True)
-        for done in _run(todo, jobs or os.cpu_count() or 1):
+        for done in _run(todo, jobs or processors()):
             if progress is not None:
                 progress(len(tasks) - len(todo) + done, len(tasks))
     except OSError as e:

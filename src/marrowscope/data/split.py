@@ -28,7 +28,7 @@ from marrowscope.data._assign import (
 )
 from marrowscope.data.sources import open_source
 from marrowscope.errors import SplitError
-from marrowscope.schema import PARTS, IndexRow, Split, SplitInfo, SplitRow, count_parts, index_hash
+from marrowscope.schema import PARTS, IndexRow, Split, SplitInfo, SplitRow, count_parts, index_hash, read_index
 
 Ratios = tuple[float, float, float]
 
@@ -82,15 +82,14 @@ def make_split(
     check_arguments(codes, seed, cap, group_by)
     if rule not in RULES:
         raise SplitError(f"Unknown rule {rule!r}; allowed: {', '.join(RULES)}.")
-    chosen, left_out = choose(index, set(codes))
-    check_classes(chosen, codes, sum(s > 0 for s in shares), "parts")
+    usable, left_out = choose(index, set(codes))
+    check_classes(usable, codes, sum(s > 0 for s in shares), "parts")
     kept = {} if keep is None else {r.path: PARTS.index(r.part) for r in keep.rows}
-    if cap is not None:
-        before = len(chosen)
-        chosen = capped(chosen, codes, seed, cap, kept)
-        left_out["over the cap"] = before - len(chosen)
+    chosen = usable if cap is None else capped(usable, codes, seed, cap, kept)
+    left_out["over the cap"] = len(usable) - len(chosen)
     groups = join(chosen, seed, group_by)
-    bins = assign(groups, codes, shares, rule=rule, fixed=[_kept_bin(g, kept) for g in groups])
+    fixed = [_kept_bin(g, kept) for g in groups] if kept else None
+    bins = assign(groups, codes, shares, rule=rule, fixed=fixed)
     _check_parts(groups, bins, codes, shares, rule)
     if shots is not None:
         groups, bins, gone = _few(groups, bins, codes, seed, shots)
@@ -171,6 +170,26 @@ def check_fits(split: Split, index: Sequence[IndexRow]) -> None:
             "The index is not the one that the split was drawn from: images were added, taken away or changed. "
             "Split anew, keeping this split, so that no image moves."
         )
+
+
+def check_its_index(split: Split, split_file: Path, index_file: Path | None = None) -> None:
+    """Check that a split was drawn from its index: the one that is given, or an ``index.csv`` beside the split.
+
+    Where neither is there, nothing is checked.
+
+    Raises:
+        FileFormatError: The index can't be read.
+        SplitError: The split does not fit it.
+    """
+    beside = Path(split_file).with_name("index.csv")
+    chosen = beside if index_file is None and beside.is_file() else index_file
+    if chosen is None:
+        return
+    try:
+        check_fits(split, read_index(chosen))
+    except SplitError as e:
+        other = "" if index_file else f" If {beside} is of other data, give the right one with --index."
+        raise SplitError(f"{split_file} does not fit {chosen}: {e}{other}") from None
 
 
 def _some(names: Sequence[str]) -> str:

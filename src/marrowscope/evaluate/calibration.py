@@ -1,7 +1,7 @@
 """Whether probabilities are what they say, and the scalings that bring them nearer to it.
 
-Logits are not needed: a scaling works on ln p, which differs from the logits by one constant an image, and softmax does
-not see it.
+Logits are not needed: a scaling works on ln p, which differs from the logits by one constant an image, and temperature
+scaling does not see it. Vector scaling would; on ln p it depends on the probabilities alone.
 
 `calibration_error` is the plug-in estimate, which noise makes too large: it is above 0 for a perfectly calibrated model
 too. So it never stands alone: `error_by_chance` tells what a perfect model would show, and its bootstrap interval is
@@ -118,6 +118,24 @@ class Scaling:
     def apply(self, probs_NC: Floats) -> Floats:
         """Scaled probabilities, (N, C); rows sum to 1. Rows of nan stay so."""
         return _softmax(_logs(probs_NC) * self.scale + self.bias)
+
+    def undo(self, probs_NC: Floats) -> Floats:
+        """The probabilities, (N, C), that `apply` turns into these.
+
+        ln p is (ln p' - bias + z) / scale, where the z of each image is found by Newton's method from above: the sum of
+        p is convex in it, and must be 1.
+        """
+        shifted = _logs(probs_NC) - self.bias
+        z_N = -shifted.max(1)
+        for _ in range(100):
+            logs_NC = (shifted + z_N[:, None]) / self.scale
+            top = logs_NC.max(1)
+            total = top + np.log(np.exp(logs_NC - top[:, None]).sum(1))
+            step = total / (_softmax(logs_NC) / self.scale).sum(1)
+            z_N = z_N - step
+            if np.abs(step).max(initial=0.0) < 1e-13:
+                break
+        return _softmax((shifted + z_N[:, None]) / self.scale)
 
 
 def _logs(probs_NC: Floats) -> Floats:

@@ -17,7 +17,14 @@ import numpy as np
 
 from marrowscope import __version__
 from marrowscope.errors import FileFormatError
-from marrowscope.evaluate.comparison import ClassDifference, ComparedModel, Comparison, ModelDifference
+from marrowscope.evaluate.comparison import (
+    ClassDifference,
+    ComparedModel,
+    Comparison,
+    ModelDifference,
+    PublishedAccuracy,
+    PublishedDifference,
+)
 from marrowscope.evaluate.figures import NO_WIDTH, figure, proportion
 from marrowscope.evaluate.intervals import (
     bootstrap_weights,
@@ -94,6 +101,49 @@ def published_difference(accuracy: float, n: int, published: float, n_published:
     return figure(accuracy - published, interval, n, "Newcombe (independent samples)")
 
 
+def parse_published(text: str) -> PublishedAccuracy:
+    """``NAME=ACCURACY/IMAGES``, such as ``ViT-B/16=0.867/981``, as a figure with Wilson's interval.
+
+    Raises:
+        FileFormatError: Another form, an accuracy outside of 0..1, or no images.
+    """
+    name, _, rest = text.rpartition("=")
+    accuracy, _, images = rest.partition("/")
+    try:
+        value, n = float(accuracy), int(images)
+        if not (name.strip() and 0 <= value <= 1 and n > 0):
+            raise ValueError
+    except ValueError:
+        raise FileFormatError(
+            f"A published figure is NAME=ACCURACY/IMAGES, such as ViT-B=0.867/981 with an accuracy of 0 to 1, and not "
+            f"{text!r}."
+        ) from None
+    interval = wilson_interval(value * n, n)
+    return PublishedAccuracy(name=name.strip(), accuracy=figure(value, interval, n, "Wilson of published figures"))
+
+
+def compare_published(published: Sequence[PublishedAccuracy], comparison: Comparison | None = None) -> Comparison:
+    """Compare published figures with the models of a comparison, and with each other (Newcombe's interval).
+
+    Raises:
+        FileFormatError: Two figures of one name, or nothing to compare with.
+    """
+    known = () if comparison is None else comparison.models
+    names = [m.name for m in known] + [p.name for p in published]
+    if len(set(names)) != len(names) or len(names) < 2:
+        raise FileFormatError(f"A comparison takes two or more different models; given: {', '.join(names) or 'none'}.")
+    pairs = [(m.name, m.accuracy, p) for m in known for p in published]
+    pairs += [(b.name, b.accuracy, a) for a, b in combinations(published, 2)]
+    differences = []
+    for name, accuracy, other in pairs:
+        assert accuracy.value is not None
+        assert other.accuracy.value is not None
+        difference = published_difference(accuracy.value, accuracy.n, other.accuracy.value, other.accuracy.n)
+        differences.append(PublishedDifference(model=name, published=other.name, difference=difference))
+    base = comparison or Comparison(program=f"marrowscope {__version__}", n=0, left_out={}, models=(), pairs=())
+    return base.model_copy(update={"published": tuple(published), "published_differences": tuple(differences)})
+
+
 def paired_difference(first_N: Bools, second_N: Bools, group_N: Integers, draws: int, seed: int) -> Figure:
     """Accuracy of the second less that of the first on the same cells, with the bootstrap's interval.
 
@@ -134,7 +184,12 @@ class _Paired:
 
 
 def compare_predictions(
-    models: Mapping[str, Predictions], *, groups: Mapping[str, str] | None = None, seed: int = 0, draws: int = 2000
+    models: Mapping[str, Predictions],
+    *,
+    groups: Mapping[str, str] | None = None,
+    seed: int = 0,
+    draws: int = 2000,
+    least: int = 2,
 ) -> Comparison:
     """Compare models on the cells that all of them answered, matched by path.
 
@@ -143,12 +198,13 @@ def compare_predictions(
         groups: Group (slide, patient, hash of duplicates) by path; None: each cell is its own.
         seed: Of the bootstrap and the sign flips.
         draws: Of the bootstrap.
+        least: Fewest models; 1 where published figures are to be added (`compare_published`).
 
     Raises:
         FileFormatError: No truth, truths that contradict each other, a path twice, or no cell in common.
         ValueError: Fewer than two models, or a path without a group.
     """
-    if len(models) < 2:
+    if len(models) < least:
         raise ValueError(f"A comparison takes at least two models; given: {', '.join(models) or 'none'}.")
     paired = _pair(models, groups)
     differences = [_difference(paired, a, b, seed, draws) for a, b in combinations(models, 2)]
@@ -168,7 +224,12 @@ def compare_predictions(
 
 
 def compare_csvs(
-    paths: Sequence[Path], *, groups: Mapping[str, str] | None = None, seed: int = 0, draws: int = 2000
+    paths: Sequence[Path],
+    *,
+    groups: Mapping[str, str] | None = None,
+    seed: int = 0,
+    draws: int = 2000,
+    least: int = 2,
 ) -> Comparison:
     """Compare predictions.csv files, of this program or of another; the names are the paths as given.
 
@@ -180,7 +241,7 @@ def compare_csvs(
     if len(set(names)) != len(names):
         raise ValueError(f"Give each file once: {', '.join(names)}.")
     return compare_predictions(
-        {name: Predictions.read(Path(name)) for name in names}, groups=groups, seed=seed, draws=draws
+        {name: Predictions.read(Path(name)) for name in names}, groups=groups, seed=seed, draws=draws, least=least
     )
 
 

@@ -59,14 +59,31 @@ class ModelDifference(Frozen):
     per_class: tuple[ClassDifference, ...]
 
 
+class PublishedAccuracy(Frozen):
+    """What somebody reports of a model: its name, its accuracy 0..1, and on how many images."""
+
+    name: str
+    accuracy: Figure
+
+
+class PublishedDifference(Frozen):
+    """Accuracy of a model less a published one, on other cells: a weak comparison."""
+
+    model: str
+    published: str
+    difference: Figure
+
+
 class Comparison(Document):
-    """Models compared on the same cells.
+    """Models compared on the same cells, and with published figures.
 
     Attributes:
         n: Cells compared: those that every model has an answer for.
         left_out: By model: its cells that are not compared.
         models: As given.
         pairs: Each model with each later one.
+        published: Figures that stand somewhere without the answers behind them.
+        published_differences: Each model less each published figure, and each published figure less each earlier one.
     """
 
     kind: ClassVar[str] = "comparison"
@@ -76,3 +93,5 @@ class Comparison(Document):
     left_out: dict[str, int]
     models: tuple[ComparedModel, ...]
     pairs: tuple[ModelDifference, ...]
+    published: tuple[PublishedAccuracy, ...] = ()
+    published_differences: tuple[PublishedDifference, ...] = ()

@@ -22,7 +22,8 @@ from marrowscope.evaluate.metrics import Bools, Floats
 from marrowscope.evaluate.tolerant import PUBLISHED, PUBLISHED_SOURCE, neighbour_pairs
 from marrowscope.evaluate.trust import calibrations, conformal_sets, operating_points, risk_points, selective_figures
 from marrowscope.files import UNDECODABLE, UTF8, sha256_file
-from marrowscope.schema import OK, ClassFigures, Evaluation, Figure, Predictions
+from marrowscope.schema import OK, CardScaling, ClassFigures, Evaluation, Figure, Predictions
+from marrowscope.schema.predictions import csv_rows
 
 DRAWS = 2000
 MACRO_MINIMUM = 20
@@ -41,6 +42,7 @@ def evaluate_predictions(
     macro_minimum: int = MACRO_MINIMUM,
     costs: Path | None = None,
     validation: Predictions | None = None,
+    scaling: CardScaling | None = None,
 ) -> Evaluation:
     """Judge predictions by their truth.
 
@@ -59,6 +61,8 @@ def evaluate_predictions(
             the codes are those of the collection.
         validation: Predictions of the same model, with truth, for images that it was neither trained nor is judged
             on: scalings, thresholds and conformal sets are fitted there. None: these are left out.
+        scaling: The calibration that the probabilities of both tables have already, by the model's card; the figures of
+            calibration then show the network without it, too. None: they are as the network gave them.
 
     Raises:
         FileFormatError: No truth, or truths that the class columns don't know; costs that are not a table of them; a
@@ -96,7 +100,7 @@ def evaluate_predictions(
         published=PUBLISHED_SOURCE if set(case.codes) & PUBLISHED.keys() else None,
         costs=() if costs_CC is None else tuple(tuple(float(v) for v in row) for row in costs_CC),
         costs_source=costs_source,
-        calibration=calibrations(case, held, bootstrap),
+        calibration=calibrations(case, held, bootstrap, scaling),
         risk_coverage=risk_points(case),
         operating_points=operating_points(case, held, figures),
         conformal=conformal_sets(case, held, bootstrap),
@@ -150,6 +154,7 @@ def evaluate_csv(
     macro_minimum: int = MACRO_MINIMUM,
     costs: Path | None = None,
     validation: Predictions | None = None,
+    scaling: CardScaling | None = None,
 ) -> Evaluation:
     """Judge a predictions.csv that has a column `truth`, of this program or of another; arguments as above.
 
@@ -159,7 +164,8 @@ def evaluate_csv(
     """
     path = Path(path)
     predictions = Predictions.read(path)
-    _check_predicted(path, predictions)
+    if path.suffix.lower() not in {".jsonl", ".parquet"}:  # those are this program's own, which can't disagree
+        _check_predicted(path, predictions)
     return evaluate_predictions(
         predictions,
         source=path.name,
@@ -172,7 +178,30 @@ def evaluate_csv(
         macro_minimum=macro_minimum,
         costs=costs,
         validation=validation,
+        scaling=scaling,
     )
+
+
+def read_groups(path: Path, column: str) -> list[str]:
+    """What each row of a CSV of predictions belongs to (slide, patient, group of duplicates), by one of its columns.
+
+    Raises:
+        FileFormatError: Not a CSV, no such column, or a row that has nothing in it.
+    """
+    rows = csv_rows(Path(path))
+    _, header = next(rows, (0, []))
+    if column not in header:
+        raise FileFormatError(f"{path} has no column {column!r} to group by; it has {', '.join(header)[:200]}.")
+    place, out = header.index(column), []
+    for line, row in rows:
+        name = row[place] if place < len(row) else ""
+        if not name:
+            raise FileFormatError(
+                f"{path}, line {line}: the column {column!r} is empty. Name a group for each row, or group by another "
+                "column."
+            )
+        out.append(name)
+    return out
 
 
 def _check_predicted(path: Path, predictions: Predictions) -> None:

@@ -5,6 +5,8 @@ A threshold can't part images of equal confidence, so everything here is taken a
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -78,3 +80,53 @@ def threshold_for(confidence_N: Floats, right_N: Bools, target: float) -> float 
 def thin(n_points: int, most: int = CURVE_POINTS) -> npt.NDArray[np.int64]:
     """Numbers of at most `most` points, evenly spread, the first and the last among them."""
     return np.unique(np.linspace(0, n_points - 1, min(n_points, most)).round().astype(np.int64))
+
+
+# ------------------------------------------------------------------------------------------- a threshold that holds
+
+ASSURANCE = 0.9
+"""Confidence with which accepted answers have the wanted accuracy, over the draw of the validation cells."""
+STARTS = (0.5, 0.25)
+"""Shares of the cells accepted, where the search for an assured threshold begins."""
+STEP = 0.05
+"""By how much that share then grows at a time."""
+
+
+def binomial_tail(errors: int, n: int, rate: float) -> float:
+    """P(X <= errors) of X ~ Binomial(n, rate), 0 < rate < 1: the p-value of "the error rate is at least `rate`"."""
+    base = math.lgamma(n + 1) + n * math.log1p(-rate)
+    odds = math.log(rate) - math.log1p(-rate)
+    logs = [base - math.lgamma(k + 1) - math.lgamma(n - k + 1) + k * odds for k in range(min(errors, n) + 1)]
+    return min(1.0, math.fsum(map(math.exp, logs)))
+
+
+def assured_threshold(
+    confidence_N: Floats, right_N: Bools, target: float, assurance: float = ASSURANCE
+) -> float | None:
+    """Least confidence from which answers have the target accuracy, with that assurance; None where there is none.
+
+    The least threshold with the accuracy on these very cells (`threshold_for`) is chosen by its luck: on new cells it
+    has less in half of all cases. Here thresholds are tried in an order that is fixed beforehand: from each of
+    `STARTS` on, `STEP` more of the cells at a time, until the exact binomial test of "the error rate is above
+    1 - target" fails, each start at its share of the level 1 - assurance; the most lenient threshold that passed is
+    taken (fixed-sequence testing with several starts: Angelopoulos et al. 2021, arXiv:2110.01052, section 3.2; a plain
+    Bonferroni correction for all thresholds as in Geifman & El-Yaniv 2017, NeurIPS, finds fewer).
+
+    Args:
+        confidence_N: Of validation cells, which the model was not trained on.
+        right_N: Whether each answer is right.
+        target: Accuracy of the accepted answers, in (0, 1).
+        assurance: Probability, over validation sets, that the accuracy on cells like them is at least the target.
+    """
+    if not len(confidence_N):
+        return None
+    threshold, covered, errors = _cumulated(confidence_N, ~right_N, None)
+    level, found = (1.0 - assurance) / len(STARTS), None
+    for start in STARTS:
+        for wanted in np.arange(start, 1.0 + STEP / 2, STEP) * len(confidence_N):
+            # The strictest threshold that accepts as many; cells of equal confidence come together.
+            i = min(int(np.searchsorted(covered[:, 0], wanted - 1e-6)), len(threshold) - 1)
+            if binomial_tail(int(errors[i, 0]), int(covered[i, 0]), 1.0 - target) > level:
+                break
+            found = float(threshold[i]) if found is None else min(found, float(threshold[i]))
+    return found

@@ -5,6 +5,8 @@ What has to be fitted (scalings, thresholds) is fitted on a validation case and 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from marrowscope.evaluate import calibration, conformal, metrics, selective
@@ -12,29 +14,75 @@ from marrowscope.evaluate.calibration import Scaling
 from marrowscope.evaluate.case import Case
 from marrowscope.evaluate.figures import NO_IMAGES, Bootstrap, figure, proportion
 from marrowscope.evaluate.metrics import Floats
-from marrowscope.schema import Calibration, ConformalSets, Figure, OperatingPoint, ReliabilityBin, RiskPoint
+from marrowscope.schema import (
+    Calibration,
+    CardScaling,
+    ConformalSets,
+    Figure,
+    OperatingPoint,
+    ReliabilityBin,
+    RiskPoint,
+)
 
 # ------------------------------------------------------------------------------------------------------ calibration
 
 
-def calibrations(case: Case, validation: Case | None, bootstrap: Bootstrap) -> tuple[Calibration, ...]:
-    """Calibration as predicted, and after a temperature and a vector fitted on validation; empty without images."""
+def calibrations(
+    case: Case, validation: Case | None, bootstrap: Bootstrap, applied: CardScaling | None = None
+) -> tuple[Calibration, ...]:
+    """Calibration of the network itself, and after a temperature and a vector fitted on validation; one is applied.
+
+    Args:
+        case: The judged answers; none of them gives an empty result.
+        validation: Answers of the same model for other images.
+        bootstrap: Of the intervals.
+        applied: The scaling that the answers of both have already; None: none.
+    """
     if not len(case):
         return ()
     classes = len(case.codes)
-    out = [calibration_of(case, bootstrap, {"scaling": "none"})]
-    if validation is None or not len(validation):
-        return tuple(out)
-    temperature = calibration.fit_temperature(validation.truth_N, validation.probs_NC)
-    vector = calibration.fit_vector(validation.truth_N, validation.probs_NC)
-    for scaling, about in (
-        (Scaling.of_temperature(temperature, classes), {"scaling": "temperature", "temperature": temperature}),
-        (vector, {"scaling": "vector", "scale": tuple(vector.scale.tolist()), "bias": tuple(vector.bias.tolist())}),
-    ):
-        probs_NC = scaling.apply(case.probs_NC)
-        scaled = Case(case.codes, case.truth_N, probs_NC.argmax(1).astype(np.int64), probs_NC, case.group_N)
-        out.append(calibration_of(scaled, bootstrap, {**about, "fitted_on": len(validation)}))
+    method = "none" if applied is None else applied.method
+    scaled: dict[str, tuple[Scaling, Case]] = {}
+    if applied is not None:
+        scaled[method] = Scaling(np.array(applied.scale), np.array(applied.bias)), case
+    raw, held = (_unscaled(c, applied) if c is not None else None for c in (case, validation))
+    assert raw is not None
+    out = [calibration_of(raw, bootstrap, {"scaling": "none", "applied": method == "none"})]
+    if held is not None and len(held):
+        temperature = calibration.fit_temperature(held.truth_N, held.probs_NC)
+        fits = {
+            "temperature": Scaling.of_temperature(temperature, classes),
+            "vector": calibration.fit_vector(held.truth_N, held.probs_NC),
+        }
+        scaled = {name: (scaling, _rescaled(raw, scaling.apply)) for name, scaling in fits.items()} | scaled
+    for name, (scaling, answers) in scaled.items():
+        about = {"scaling": name, "applied": name == method, "fitted_on": _fitted_on(name, applied, held)}
+        out.append(calibration_of(answers, bootstrap, {**about, **_parameters(name, scaling)}))
     return tuple(out)
+
+
+def _fitted_on(name: str, applied: CardScaling | None, held: Case | None) -> int:
+    if applied is not None and applied.method == name:
+        return applied.fitted_on
+    return 0 if held is None else len(held)
+
+
+def _parameters(name: str, scaling: Scaling) -> dict[str, object]:
+    if name == "temperature":
+        return {"temperature": 1.0 / float(scaling.scale[0])}
+    return {"scale": tuple(scaling.scale.tolist()), "bias": tuple(scaling.bias.tolist())}
+
+
+def _unscaled(case: Case, applied: CardScaling | None) -> Case:
+    """The answers of the network itself."""
+    if applied is None:
+        return case
+    return _rescaled(case, Scaling(np.array(applied.scale), np.array(applied.bias)).undo)
+
+
+def _rescaled(case: Case, change: Callable[[Floats], Floats]) -> Case:
+    probs_NC = change(case.probs_NC)
+    return Case(case.codes, case.truth_N, probs_NC.argmax(1).astype(np.int64), probs_NC, case.group_N)
 
 
 def calibration_of(case: Case, bootstrap: Bootstrap, about: dict[str, object]) -> Calibration:
@@ -137,16 +185,18 @@ def operating_points(case: Case, validation: Case | None, figures: dict[str, Fig
     """Thresholds for each target: chosen on the same images, and chosen on validation and applied here."""
     out = []
     for target in selective.TARGETS:
-        for chosen_on, source in (("itself", case), ("validation", validation)):
+        for chosen_on, source, choose in (
+            ("itself", case, selective.threshold_for),
+            ("validation", validation, selective.threshold_for),
+            ("assured", validation, selective.assured_threshold),
+        ):
             if source is None or not len(source) or not len(case):
                 continue
-            confidence_N = source.probs_NC.max(1)
-            threshold = selective.threshold_for(confidence_N, source.right_N, target)
+            threshold = choose(source.probs_NC.max(1), source.right_N, target)
             answered = case.probs_NC.max(1) >= (np.inf if threshold is None else threshold)
             coverage = proportion(answered, case.group_N)
             if chosen_on == "itself":
                 coverage = figures[selective.coverage_name(target)]
-            accuracy = proportion(case.right_N[answered], case.group_N[answered])
             out.append(
                 OperatingPoint.model_validate(
                     {
@@ -154,7 +204,7 @@ def operating_points(case: Case, validation: Case | None, figures: dict[str, Fig
                         "chosen_on": chosen_on,
                         "threshold": threshold,
                         "coverage": coverage,
-                        "accuracy": accuracy,
+                        "accuracy": proportion(case.right_N[answered], case.group_N[answered]),
                     }
                 )
             )

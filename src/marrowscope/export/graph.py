@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,23 +14,24 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from marrowscope.errors import ModelError
-from marrowscope.infer.classifier import CARD_KEY, INPUT, OUTPUT
+from marrowscope.evaluate.novelty import Statistics
+from marrowscope.infer.classifier import CARD_KEY, FEATURES, INPUT, OUTPUT, SCORE
 from marrowscope.models import CellClassifier
+from marrowscope.outputs import logits_and_features
 from marrowscope.schema import Card
 
 _HALF_MAX = float(np.finfo(np.float16).max)
 
 
 class _Served(nn.Module):
-    """The graph of the ONNX file: pictures as `images.prepare` gives them, uint8 (N, H, W, 3), to logits."""
+    """The graph of the ONNX file: pictures of `images.prepare`, uint8 (N, H, W, 3), to logits and features."""
 
     def __init__(self, model: CellClassifier) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.model(images.permute(0, 3, 1, 2).float())
-        return logits
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return logits_and_features(self.model, images.permute(0, 3, 1, 2).float())
 
 
 def to_onnx(model: CellClassifier, card: Card) -> onnx.ModelProto:
@@ -49,7 +51,7 @@ def to_onnx(model: CellClassifier, card: Card) -> onnx.ModelProto:
             (example,),
             dynamo=True,
             input_names=[INPUT],
-            output_names=[OUTPUT],
+            output_names=[OUTPUT, FEATURES],
             dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1, max=4096)}},
             verbose=False,
         )
@@ -91,6 +93,60 @@ def with_half_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
     nodes = [*casts, *out.graph.node]
     del out.graph.node[:]
     out.graph.node.extend(nodes)
+    return out
+
+
+def with_novelty(proto: onnx.ModelProto, statistics: Statistics, method: str) -> onnx.ModelProto:
+    """The same network with the output ``ood_score``, float32 (N,), made of its features.
+
+    What `evaluate.novelty.mahalanobis` and `relative_mahalanobis` do, in float32. The statistics are added last, so
+    that they stay in float32 whatever is done to the network's own weights. `method`: one of those two.
+    """
+    out = copied(proto)
+    n_features = len(statistics.mean_D)
+    constants = {
+        "mean": statistics.mean_D,
+        "axes": statistics.axes_DK,
+        "whiten": statistics.whiten_KK,
+        "centres": statistics.centres_CK[None],
+        "spread": statistics.spread_K,
+        "rest": np.array(statistics.rest),
+        "share": np.array(1.0 / n_features),
+        "middle": np.array([1], dtype=np.int64),
+        "last": np.array([-1], dtype=np.int64),
+    }
+    for name, array in constants.items():
+        stored = array if array.dtype == np.int64 else array.astype(np.float32)
+        out.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(stored), f"{SCORE}.{name}"))
+
+    def add(op: str, inputs: str, output: str, **attributes: Any) -> None:
+        names = [i if i == FEATURES else f"{SCORE}.{i}" for i in inputs.split()]
+        result = output if output == SCORE else f"{SCORE}.{output}"
+        out.graph.node.append(helper.make_node(op, names, [result], f"{SCORE}.{output}_{op}", **attributes))
+
+    add("Sub", f"{FEATURES} mean", "centred")
+    add("MatMul", "centred axes", "components")
+    add("MatMul", "components whiten", "white")
+    add("Unsqueeze", "white middle", "white_1")
+    add("Sub", "white_1 centres", "from_centres")
+    add("Mul", "from_centres from_centres", "squares")
+    add("ReduceSum", "squares last", "distances", keepdims=0)
+    add("ReduceMin", "distances last", "nearest", keepdims=0)
+    if method == "relative-mahalanobis":
+        add("Div", "components spread", "scaled")
+        add("Mul", "scaled scaled", "scaled_squares")
+        add("ReduceSum", "scaled_squares last", "background", keepdims=0)
+        add("Sub", "nearest background", SCORE)
+    else:
+        add("Gemm", "components axes", "inside", transB=1)
+        add("Sub", "centred inside", "outside")
+        add("Mul", "outside outside", "outside_squares")
+        add("ReduceSum", "outside_squares last", "outside_distance", keepdims=0)
+        add("Mul", "outside_distance rest", "outside_scaled")
+        add("Add", "nearest outside_scaled", "total")
+        add("Mul", "total share", SCORE)
+    batch = next(o for o in out.graph.output if o.name == FEATURES).type.tensor_type.shape.dim[0].dim_param
+    out.graph.output.append(helper.make_tensor_value_info(SCORE, TensorProto.FLOAT, [batch or "batch"]))
     return out
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +15,14 @@ from marrowscope.evaluate.compare import paired_difference
 from marrowscope.evaluate.figures import proportion
 from marrowscope.evaluate.metrics import Integers
 from marrowscope.images import Pixels
-from marrowscope.infer.classifier import Classifier
+from marrowscope.infer.classifier import INPUT, OUTPUT, SCORE, Classifier, available_cores
 from marrowscope.schema import Figure
 
 TOLERANCE = 1e-4
 """A probability of the fp32 file may differ from the checkpoint's by less than this."""
+
+SCORE_TOLERANCE = 1e-3
+"""An ood_score of the fp32 file may differ from the checkpoint's by less than this share of it, or of 1 if smaller."""
 
 SAME_ANSWERS = 0.99
 """Least share of validation cells on which an int8 or fp16 file gives the answer of the fp32 file."""
@@ -34,6 +37,7 @@ DRAWS = 2000
 _ROUNDS, _BATCH = 7, 4
 
 Probabilities = npt.NDArray[np.float64]
+Logits = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,9 @@ class Parity:
         size: Bytes of the file as a share of the fp32 file's.
         method: What chose the ranges of int8: MinMax, Percentile or Entropy.
         in_float: Layers that int8 leaves in float32.
+        score_difference: Largest difference of an ood_score, as a share of it (`SCORE_TOLERANCE`): of the checkpoint
+            and the fp32 file; None where the file has no such output.
+        note: What the user should know of the file.
     """
 
     pictures: int
@@ -66,6 +73,8 @@ class Parity:
     size: float | None = None
     method: str = ""
     in_float: tuple[str, ...] = ()
+    score_difference: float | None = None
+    note: str = ""
 
     @property
     def passes(self) -> bool:
@@ -84,6 +93,8 @@ class Parity:
         """What to tell the user, a line each."""
         pictures = f"{self.pictures} {'cells' if self.real else 'noise pictures'}"
         out = [f"largest difference of a probability on {pictures}: {self.max_difference:.1e}"]
+        if self.score_difference is not None:
+            out.append(f"largest difference of an ood_score, as a share of it: {self.score_difference:.1e}")
         if self.agreement is not None:
             out.append(f"the same answers as fp32: {self.agreement}; accuracy {self.accuracy}")
             out.append(f"accuracy less that of fp32: {self.accuracy_change}")
@@ -93,7 +104,7 @@ class Parity:
             out.append(f"{self.speed:.2f} times as fast as fp32 (one thread), {self.size:.0%} of its size")
         if self.precision == "int8" and self.pays is False:
             out.append(f"int8 does not pay for this network here: it is not more than {PAYS_FROM} times as fast")
-        return out
+        return [*out, self.note] if self.note else out
 
 
 @dataclass(frozen=True)
@@ -109,6 +120,26 @@ class Truth:
     labels_N: Integers
     group_N: Integers
     codes: Sequence[str]
+
+
+def file_outputs(file: Path, chunks: Iterable[Pixels]) -> tuple[Logits, Logits | None]:
+    """Run prepared cells, uint8 (N, size, size, 3) each time, through a file: logits (N, C) and ood_score (N,).
+
+    The score is None where the file has no such output.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = available_cores()
+    session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    wanted = [name for name in (OUTPUT, SCORE) if name in {o.name for o in session.get_outputs()}]
+    logits, scores = [], []
+    for chunk in chunks:
+        found = session.run(wanted, {INPUT: chunk})
+        logits.append(found[0])
+        scores += found[1:]
+    return np.concatenate(logits), np.concatenate(scores) if scores else None
 
 
 def compare_answers(precision: str, expected: Probabilities, answered: Probabilities, truth: Truth) -> Parity:

@@ -12,29 +12,33 @@ from typing import Literal, get_args
 
 import numpy as np
 import onnx
-import torch
 
 from marrowscope.data.split import check_split
 from marrowscope.datasets import CellImages, unreadable
 from marrowscope.errors import DataError, ImageError, ModelError, SplitError
 from marrowscope.evaluate.intervals import number_groups
+from marrowscope.evaluate.thresholds import with_thresholds
 from marrowscope.export.calibrate import METHODS, Range, coarseness, observe
-from marrowscope.export.graph import to_onnx, with_half_weights, write_onnx
+from marrowscope.export.graph import to_onnx, with_half_weights, with_novelty, write_onnx
 from marrowscope.export.parity import (
+    SCORE_TOLERANCE,
     TOLERANCE,
     Parity,
     Probabilities,
     Truth,
     compare_answers,
     explain,
+    file_outputs,
     speed_ratio,
 )
 from marrowscope.export.quantise import Layers, quantised, with_shapes
 from marrowscope.files import atomic_path
+from marrowscope.fit import Fitted, Progress, data_folder, fit_card, load_fitted
 from marrowscope.images import Pixels
-from marrowscope.infer.classifier import Classifier, available_cores, softmax
-from marrowscope.models import CellClassifier, load_run_model
-from marrowscope.schema import Card, RunInfo, Split
+from marrowscope.infer.classifier import Classifier, available_cores
+from marrowscope.outputs import picture_outputs
+from marrowscope.schema import Card, Split
+from marrowscope.triage import calibrated, energy
 
 Precision = Literal["fp32", "fp16", "int8"]
 
@@ -56,13 +60,23 @@ Chunks = Callable[[], Iterator[Pixels]]
 
 
 def export_onnx(
-    run: Path, output: Path, *, precision: Precision = "fp32", data: Path | None = None, pictures: int = 100
+    run: Path,
+    output: Path,
+    *,
+    precision: Precision = "fp32",
+    data: Path | None = None,
+    pictures: int = 100,
+    progress: Progress | None = None,
 ) -> Parity:
     """Write a run's best model as ONNX, if it answers like the checkpoint.
 
-    The file holds the normalisation, and in its metadata the model card: classes, preprocessing, data and licence.
+    The file holds the normalisation, and in its metadata the model card: classes, preprocessing, data, licence,
+    calibration and thresholds. A card that lacks the latter is fitted first (`fit.fit_card`); where the data are not at
+    hand the file goes without, and `Parity.note` says so. Outputs beside the logits: ``features`` (N, D), and
+    ``ood_score`` (N,) where the card's score of novelty is made of them.
 
-    ``fp32``: every probability within `TOLERANCE` of the checkpoint's.
+    ``fp32``: every calibrated probability within `TOLERANCE` of the checkpoint's, every ood_score within
+    `SCORE_TOLERANCE`.
 
     ``fp16``: weights stored as float16, computed in float32. onnxruntime has next to no float16 kernels for x86
     processors, and would convert to and fro at each layer; so the weights are converted once, when the file is opened.
@@ -75,7 +89,8 @@ def export_onnx(
     whose steps are coarsest, where the gate would stay shut. What stays has its weights stored as in fp16. On
     processors without VNNI (before about 2019) onnxruntime's sums of int8 products can saturate: check accuracy there.
 
-    fp16 and int8 must give the fp32 file's answer on at least 99 % of the whole validation part and lose no more than
+    Calibration and thresholds of fp16 and int8 files are fitted anew on their own answers for the validation part. They
+    must give the fp32 file's answer on at least 99 % of the whole validation part and lose no more than
     0.5 points of accuracy there.
 
     Args:
@@ -85,6 +100,7 @@ def export_onnx(
         data: Folder of images for the comparison; without it, the one that the run was trained on.
         pictures: How many cells of the validation part to compare checkpoint and fp32 on (noise where the data are not
             at hand).
+        progress: Called with (done, total) cells while the card is fitted.
 
     Raises:
         ModelError: The run has no model, a precision that is not allowed, or a file that would answer otherwise;
@@ -95,26 +111,54 @@ def export_onnx(
     """
     if precision not in get_args(Precision):
         raise ModelError(f"Unknown precision {precision!r}; allowed: {', '.join(get_args(Precision))}.")
-    model, card = load_run_model(run)
-    card = card.model_copy(update={"precision": precision})
+    fitted, note = _fitted(run, data, progress)
+    card = fitted.card.model_copy(update={"precision": precision})
     validation = None if precision == "fp32" else _validation(run, card, data)
-    proto = to_onnx(model, card)
+    proto = to_onnx(fitted.model, card)
     samples, real = _samples(run, card, data, pictures)
     with atomic_path(output) as temporary, tempfile.TemporaryDirectory() as folder:
         exact = temporary if validation is None else Path(folder) / "fp32.onnx"
-        write_onnx(proto, card, exact)
-        difference = _max_difference(model, exact, samples)
-        if not difference < TOLERANCE:
+        write_onnx(_scored(proto, fitted), card, exact)
+        difference, score = _max_differences(fitted, exact, samples)
+        if not difference < TOLERANCE or not (score or 0.0) < SCORE_TOLERANCE:
             raise ModelError(
                 f"The ONNX file of {run} would differ from its checkpoint by {difference:.2g} in a probability "
-                f"(allowed: below {TOLERANCE:g}, on {len(samples)} pictures). Nothing was written."
+                f"(allowed: below {TOLERANCE:g}, on {len(samples)} pictures)"
+                + ("" if score is None else f" and {score:.2g} in an ood_score (below {SCORE_TOLERANCE:g})")
+                + ". Nothing was written."
             )
         if validation is None:
-            return Parity(len(samples), real, difference)
-        work = _Work(proto, card, exact, temporary, validation)
+            return Parity(len(samples), real, difference, score_difference=score, note=note)
+        work = _Work(proto, fitted, card, exact, temporary, validation)
         parity = work.half() if precision == "fp16" else work.int8(_calibration(run, card, data))
         speed = speed_ratio(exact, temporary, samples)
-        return replace(parity, speed=speed, size=temporary.stat().st_size / exact.stat().st_size)
+        size = temporary.stat().st_size / exact.stat().st_size
+        return replace(parity, speed=speed, size=size, score_difference=score, note=note)
+
+
+def _fitted(run: Path, data: Path | None, progress: Progress | None) -> tuple[Fitted, str]:
+    """The run with a fitted card, if that can be had; else as it is, and what to tell of it."""
+    card = Card.read(run / "card.json") if (run / "card.json").is_file() else None
+    try:
+        scaling = card.scaling.method if card is not None and card.scaling is not None else "temperature"
+        return fit_card(run, data=data, scaling=scaling, progress=progress), ""
+    except (DataError, SplitError) as e:
+        fitted = load_fitted(run)
+        if fitted.card.scaling is not None:
+            return fitted, ""
+        first = str(e).splitlines()[0]
+        return fitted, (
+            "the file has no calibration, conformal sets, novelty or thresholds of acceptance, since these could not "
+            f"be fitted on validation cells: {first}"
+        )
+
+
+def _scored(proto: onnx.ModelProto, fitted: Fitted) -> onnx.ModelProto:
+    """The network with the output that its card's score of novelty needs."""
+    about = fitted.card.novelty
+    if about is None or fitted.known is None or about.method == "energy":
+        return proto
+    return with_novelty(proto, fitted.known.statistics, about.method)
 
 
 @dataclass(frozen=True)
@@ -147,18 +191,38 @@ class _Work:
     """What is known when a smaller file is to be made: the fp32 network and file, and the validation cells."""
 
     proto: onnx.ModelProto
+    fitted: Fitted
     card: Card
     exact: Path
     target: Path
     validation: _Cells
 
     def half(self) -> Parity:
-        write_onnx(with_half_weights(self.proto), self.card, self.target)
+        network = _scored(with_half_weights(self.proto), self.fitted)
+        write_onnx(network, self.card, self.target)
         expected, answered = self._answers(self.exact), self._answers(self.target)
         parity = compare_answers("fp16", expected, answered, self.validation.truth)
         if not parity.passes:
             raise self._refused(explain(parity, expected, answered, self.card.codes))
+        self._refit(network)
         return parity
+
+    def _refit(self, network: onnx.ModelProto) -> None:
+        """Write the file again with a card whose calibration and thresholds rest on the file's own answers."""
+        if self.card.scaling is None:
+            return
+        logits_NC, found = file_outputs(self.target, self.validation.chunks())
+        about = self.card.novelty
+        score_N = energy(logits_NC) if found is None else found.astype(np.float64)
+        card = with_thresholds(
+            self.card,
+            self.validation.truth.labels_N,
+            logits_NC,
+            novelty_method=None if about is None else about.method,
+            ood_score_N=score_N,
+            scaling=self.card.scaling.method,
+        )
+        write_onnx(network, card, self.target)
 
     def int8(self, calibration: _Cells) -> Parity:
         proto = with_shapes(self.proto)
@@ -174,11 +238,12 @@ class _Work:
         reason = ""
         for share in IN_FLOAT:
             in_float = worst_first[: round(share * len(worst_first))]
-            network = with_half_weights(quantised(proto, layers, ranges[method], in_float))
+            network = _scored(with_half_weights(quantised(proto, layers, ranges[method], in_float)), self.fitted)
             write_onnx(network, self.card, self.target)
             answered = self._answers(self.target)
             parity = compare_answers("int8", expected, answered, self.validation.truth)
             if parity.passes:
+                self._refit(network)
                 return replace(parity, method=method, in_float=(*layers.kept, *in_float))
             # Told of the first try: more layers in float32 make a file slower, but need not make it better.
             reason = reason or explain(parity, expected, answered, self.card.codes)
@@ -195,7 +260,7 @@ class _Work:
         places = self.validation.places(CHOICE)
         distance = {}
         for method, chosen in ranges.items():
-            write_onnx(quantised(proto, layers, chosen), self.card, self.target)
+            write_onnx(_scored(quantised(proto, layers, chosen), self.fitted), self.card, self.target)
             distance[method] = float(np.abs(self._answers(self.target, CHOICE) - expected[places]).mean())
         return min(distance, key=lambda m: distance[m])
 
@@ -213,7 +278,7 @@ class _Work:
 
 def _validation(run: Path, card: Card, data: Path | None) -> _Cells:
     """The whole validation part, in memory where it is small."""
-    root, split = _data_folder(run, data), Split.read(run / "split.csv")
+    root, split = data_folder(run, data), Split.read(run / "split.csv")
     rows = split.part("val")
     if not rows:
         raise SplitError(f"{run / 'split.csv'} has no image in the part 'val', which {card.precision} is judged on.")
@@ -232,12 +297,8 @@ def _calibration(run: Path, card: Card, data: Path | None) -> _Cells:
     """Cells spread over the training part, by path, and so over the classes."""
     rows = Split.read(run / "split.csv").part("train")
     chosen = [rows[i] for i in _spread(len(rows), CALIBRATION)]
-    images = CellImages(_data_folder(run, data), chosen, card.codes, card.preprocessing)
+    images = CellImages(data_folder(run, data), chosen, card.codes, card.preprocessing)
     return _Cells(images, Truth(images.labels, np.arange(len(chosen)), card.codes))
-
-
-def _data_folder(run: Path, data: Path | None) -> Path:
-    return Path(RunInfo.read(run / "run.json").data) if data is None else Path(data)
 
 
 def _spread(n: int, most: int) -> Sequence[int]:
@@ -250,19 +311,20 @@ def _samples(run: Path, card: Card, data: Path | None, n: int) -> tuple[Pixels, 
     rows = Split.read(run / "split.csv").part("val")
     chosen = [rows[i] for i in _spread(len(rows), n)]
     with contextlib.suppress(DataError):  # no such folder or archive
-        images = CellImages(_data_folder(run, data), chosen, card.codes, card.preprocessing)
+        images = CellImages(data_folder(run, data), chosen, card.codes, card.preprocessing)
         if chosen and all(images.source.has(r.path) for r in chosen):
             return np.stack([images.load(i) for i in range(len(chosen))]), True
     size = card.preprocessing.size
     return np.random.default_rng(0).integers(0, 256, (16, size, size, 3), dtype=np.uint8), False
 
 
-def _max_difference(model: CellClassifier, file: Path, samples: Pixels) -> float:
-    served = Classifier.load(file)
-    worst = 0.0
-    for start in range(0, len(samples), _CHUNK):
-        chunk = samples[start : start + _CHUNK]
-        with torch.inference_mode():
-            ours = model(torch.from_numpy(chunk).permute(0, 3, 1, 2)).numpy()
-        worst = max(worst, float(np.abs(softmax(ours) - served.probabilities(chunk)).max()))
-    return worst
+def _max_differences(fitted: Fitted, file: Path, samples: Pixels) -> tuple[float, float | None]:
+    """Largest difference of a calibrated probability, and of an ood_score as a share of it (of 1, if that is more)."""
+    card = fitted.card
+    ours = picture_outputs(fitted.model, samples, len(samples))
+    logits_NC, score_N = file_outputs(file, (samples[i : i + _CHUNK] for i in range(0, len(samples), _CHUNK)))
+    difference = float(np.abs(calibrated(card, ours.logits_NC) - calibrated(card, logits_NC)).max())
+    expected = fitted.score(ours)
+    if score_N is None or expected is None:
+        return difference, None
+    return difference, float((np.abs(score_N - expected) / np.maximum(np.abs(expected), 1.0)).max())

@@ -7,11 +7,11 @@ predict      from files to predictions.csv: decoding overlaps inference, memory 
 
 from __future__ import annotations
 
-from marrowscope.infer.classifier import Classifier, bundled
-from marrowscope.infer.ensemble import Ensemble
+from marrowscope.infer.classifier import Classifier, bundled, read_card
+from marrowscope.infer.ensemble import Ensemble, load_predictor
 from marrowscope.infer.inputs import find_images
 from marrowscope.infer.items import Item
-from marrowscope.infer.predict import Summary, predict_files, predict_to_predictions
+from marrowscope.infer.predict import Summary, predict_files, predict_items, predict_to_predictions
 from marrowscope.infer.predictor import ImageLike, Predictor
 
 __all__ = [
@@ -23,6 +23,9 @@ __all__ = [
     "Summary",
     "bundled",
     "find_images",
+    "load_predictor",
     "predict_files",
+    "predict_items",
     "predict_to_predictions",
+    "read_card",
 ]

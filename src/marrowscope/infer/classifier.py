@@ -1,11 +1,11 @@
-"""One ONNX file and its card: pictures in, probabilities out."""
+"""One ONNX file and its card: pictures in, answers out."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,18 @@ import numpy.typing as npt
 from marrowscope import images
 from marrowscope.errors import FileFormatError, ModelError
 from marrowscope.files import sha256_file
-from marrowscope.infer.predictor import Predictor
+from marrowscope.infer.predictor import ImageLike, Predictor
 from marrowscope.schema import Card
+from marrowscope.triage import ACCURACY, ALPHA, Answers, acceptance_entry, conformal_entry, judge
 
 CARD_KEY = "marrowscope.card"
 """Key of the model card in the metadata of an ONNX file."""
 
 INPUT, OUTPUT = "images", "logits"
 """Names of a model's input, uint8 (N, size, size, 3) RGB, and of its output, float32 (N, C)."""
+
+SCORE, FEATURES = "ood_score", "features"
+"""Further outputs that a model may have: float32 (N,), higher for a stranger picture; float32 (N, D)."""
 
 # device: (execution provider of onnxruntime, package that brings it)
 _PROVIDERS = {
@@ -44,11 +48,24 @@ class Classifier(Predictor):
         card: What the model is: classes, preprocessing, training data, scores.
         codes: The C class codes, in the order of the probabilities.
         device: Where it runs.
+        alpha: Share of misses of the conformal sets.
+        accuracy: That accepted answers should have.
     """
 
-    def __init__(self, session: Any, card: Card, path: Path, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        session: Any,
+        card: Card,
+        path: Path,
+        device: str = "cpu",
+        *,
+        alpha: float = ALPHA,
+        accuracy: float = ACCURACY,
+    ) -> None:
         """Use `Classifier.load`."""
+        self.alpha, self.accuracy = alpha, accuracy
         self._session = session
+        self._outputs = frozenset(o.name for o in session.get_outputs())
         self._path = path
         self.card = card
         self.codes = card.codes
@@ -58,31 +75,62 @@ class Classifier(Predictor):
     def __repr__(self) -> str:
         return f"<Classifier {self.card.name!r}: {len(self.codes)} classes, {self.card.preprocessing.size} px>"
 
+    @property
+    def path(self) -> Path:
+        """The model's file."""
+        return self._path
+
     @functools.cached_property
     def identity(self) -> str:
-        """SHA-256 of the model's file."""
+        """SHA-256 of the model's file, and what of the card's thresholds is used."""
         try:
-            return sha256_file(self._path)
+            return f"{sha256_file(self._path)} {self.alpha:g} {self.accuracy:g}"
         except OSError as e:
             raise ModelError(f"Can't read the model {self._path} any more: {e.strerror or e}.") from None
 
     @classmethod
-    def load(cls, model: str | Path, *, threads: int | None = None, device: str = "cpu") -> Classifier:
+    def load(
+        cls,
+        model: str | Path,
+        *,
+        threads: int | None = None,
+        device: str = "cpu",
+        alpha: float | None = None,
+        accuracy: float | None = None,
+    ) -> Classifier:
         """Open an ONNX file that `marrowscope export` wrote, or a bundled model by its name.
 
         Args:
             model: Path of the file, or a name out of `bundled()`.
             threads: CPU threads of one inference; None for one a core that this process may use.
             device: One of `DEVICES`.
+            alpha: Share of misses of the conformal sets, one that the card has thresholds for; None for
+                `triage.ALPHA`, or for no sets where the card has none.
+            accuracy: That accepted answers should have, one that the card has a threshold for; None for
+                `triage.ACCURACY`, or for no such judgement where the card has none.
 
         Raises:
-            ModelError: No such file or name, a file of something else, or a device that is not there.
+            ModelError: No such file or name, a file of something else, a device that is not there, or an `alpha` or
+                `accuracy` that the card has no thresholds for.
         """
         with _model_path(model) as path:
             session = _open_session(path, threads, device)
             card = _read_card(session, path)
             _check_session(session, card, path)
-        return cls(session, card, path, device)
+        _check_choice(card, alpha, accuracy)
+        return cls(
+            session,
+            card,
+            path,
+            device,
+            alpha=ALPHA if alpha is None else alpha,
+            accuracy=ACCURACY if accuracy is None else accuracy,
+        )
+
+    @property
+    def has_features(self) -> bool:
+        """Whether the file has the output that `predict_features` gives."""
+        return FEATURES in self._outputs
 
     def logits(self, prepared_NHWC: images.Pixels) -> npt.NDArray[np.float32]:
         """Run the network: uint8 (N, size, size, 3) as `images.prepare` gives it -> float32 (N, C).
@@ -90,43 +138,76 @@ class Classifier(Predictor):
         Raises:
             ModelError: Another shape or type, or onnxruntime can't run the network.
         """
+        return self._run([OUTPUT], prepared_NHWC)[0]
+
+    def probabilities(self, prepared_NHWC: images.Pixels) -> npt.NDArray[np.float64]:
+        """Calibrated probabilities: uint8 (N, size, size, 3) -> float64 (N, C), rows sum to 1."""
+        return self.answer([prepared_NHWC]).probs_NC
+
+    def answer(self, prepared: Sequence[images.Pixels]) -> Answers:
+        """As `Predictor.answer`."""
+        wanted = [OUTPUT, SCORE] if SCORE in self._outputs and self.card.novelty is not None else [OUTPUT]
+        logits, *score = self._run(wanted, prepared[0])
+        return judge(self.card, logits, score[0] if score else None, alpha=self.alpha, accuracy=self.accuracy)
+
+    def features(self, prepared_NHWC: images.Pixels) -> npt.NDArray[np.float32]:
+        """What the network sees before its last layer: uint8 (N, size, size, 3) -> float32 (N, D).
+
+        Raises:
+            ModelError: As `logits`; or the file has no such output.
+        """
+        if not self.has_features:
+            raise ModelError(f"The model {self.card.name!r} has no output {FEATURES!r}. Export it anew.")
+        return self._run([FEATURES], prepared_NHWC)[0]
+
+    def predict_features(self, pictures: ImageLike | Iterable[ImageLike]) -> npt.NDArray[np.float32]:
+        """As `features`, of pictures of any kind: float32 (N, D); errors as `predict_answers` too."""
+        size = self.card.preprocessing.size
+        parts = [self.features(np.empty((0, size, size, 3), dtype=np.uint8))]
+        parts += [self.features(np.stack([way for (way,) in batch])) for batch in self._batches(pictures)]
+        return np.concatenate(parts)
+
+    def _run(self, outputs: Sequence[str], prepared_NHWC: images.Pixels) -> list[npt.NDArray[np.float32]]:
+        """The outputs of these names, float32, each with N as its first axis."""
         size = self.card.preprocessing.size
         if prepared_NHWC.dtype != np.uint8 or prepared_NHWC.shape[1:] != (size, size, 3):
             raise ModelError(
                 f"The model's input is uint8 (N, {size}, {size}, 3), not {prepared_NHWC.dtype} {prepared_NHWC.shape}. "
                 "Pass pictures through marrowscope.images.prepare, or call predict_proba."
             )
-        if len(prepared_NHWC) == 0:
-            return np.empty((0, len(self.codes)), dtype=np.float32)
+        n = len(prepared_NHWC)
+        tails = {OUTPUT: (len(self.codes),), SCORE: (), FEATURES: (self._feature_size,)}
+        if n == 0:
+            return [np.empty((0, *tails[name]), dtype=np.float32) for name in outputs]
         try:
-            out = self._session.run([OUTPUT], {INPUT: prepared_NHWC})[0]
+            results = self._session.run(list(outputs), {INPUT: prepared_NHWC})
         except Exception as e:  # onnxruntime's exceptions have no common base but Exception
             raise ModelError(f"onnxruntime can't run the model {self.card.name!r}: {_first_line(e)}") from None
-        logits: npt.NDArray[np.float32] = np.asarray(out, dtype=np.float32)
-        if logits.shape != (len(prepared_NHWC), len(self.codes)):
-            raise ModelError(
-                f"The model {self.card.name!r} gave shape {logits.shape} where ({len(prepared_NHWC)}, "
-                f"{len(self.codes)}) was expected. {_EXPORT}"
-            )
-        if not np.isfinite(logits).all():
-            raise ModelError(f"The model {self.card.name!r} gave numbers that are not finite. {_EXPORT}")
-        return logits
+        found = [np.asarray(r, dtype=np.float32) for r in results]
+        for name, array in zip(outputs, found, strict=True):
+            wanted = (n, *tails[name])
+            if array.shape != wanted:
+                raise ModelError(
+                    f"The model {self.card.name!r} gave {name} of shape {array.shape} where {wanted} was expected. "
+                    f"{_EXPORT}"
+                )
+            if not np.isfinite(array).all():
+                raise ModelError(f"The model {self.card.name!r} gave {name} that are not finite numbers. {_EXPORT}")
+        return found
 
-    def probabilities(self, prepared_NHWC: images.Pixels) -> npt.NDArray[np.float64]:
-        """Run the network: uint8 (N, size, size, 3) -> float64 (N, C), rows sum to 1."""
-        return softmax(self.logits(prepared_NHWC))
-
-    def answer(self, prepared: Sequence[images.Pixels]) -> npt.NDArray[np.float64]:
-        """As `Predictor.answer`."""
-        return self.probabilities(prepared[0])
+    @functools.cached_property
+    def _feature_size(self) -> int:
+        return next((int(o.shape[1]) for o in self._session.get_outputs() if o.name == FEATURES), 0)
 
 
-def softmax(logits_NC: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
-    """Logits (N, C) to probabilities, float64 (N, C), without overflow."""
-    x = logits_NC.astype(np.float64)
-    e = np.exp(x - x.max(axis=1, keepdims=True))
-    out: npt.NDArray[np.float64] = e / e.sum(axis=1, keepdims=True)
-    return out
+def read_card(model: str | Path) -> Card:
+    """The card of an ONNX file, of a bundled model by its name, or in a card.json.
+
+    Raises:
+        ModelError: As `Classifier.load`.
+        FileFormatError: A card.json that is none.
+    """
+    return Card.read(Path(model)) if str(model).endswith(".json") else Classifier.load(model).card
 
 
 # ------------------------------------------------------------------------------------------------- opening a model
@@ -222,6 +303,23 @@ def _check_session(session: Any, card: Card, path: Path) -> None:
             f"{path}: the output must be {OUTPUT!r}, float (N, {len(card.codes)}), and the outputs are {outputs}. "
             f"{_EXPORT}"
         )
+    for name, axes, what in ((SCORE, 1, "(N,)"), (FEATURES, 2, "(N, D)")):
+        kind, shape = outputs.get(name, ("tensor(float)", [None, 1][:axes]))
+        # Of one axis there is only N; of two, the second must be a known number.
+        if kind != "tensor(float)" or len(shape) != axes or not all(isinstance(d, int) for d in shape[1:]):
+            raise ModelError(f"{path}: the output {name!r} must be float {what}, and is {kind} {shape}. {_EXPORT}")
+    if card.novelty is not None and card.novelty.method != "energy" and SCORE not in outputs:
+        raise ModelError(f"{path}: its card tells of a score {card.novelty.method!r}, and it has no output {SCORE!r}.")
+
+
+def _check_choice(card: Card, alpha: float | None, accuracy: float | None) -> None:
+    """Find out at once what would fail at the first picture, and what was asked for in vain."""
+    conformal = conformal_entry(card, ALPHA if alpha is None else alpha)
+    if alpha is not None and conformal is None:
+        raise ModelError(f"The model {card.name!r} has no conformal sets, so none for alpha {alpha:g}.")
+    acceptance = acceptance_entry(card, ACCURACY if accuracy is None else accuracy)
+    if accuracy is not None and acceptance is None:
+        raise ModelError(f"The model {card.name!r} has no threshold of acceptance, so none for {accuracy:g}.")
 
 
 def available_cores() -> int:

@@ -105,7 +105,7 @@ def _names(given: str, stdin: BinaryIO | None) -> Iterator[str]:
     if given == STDIN:
         if stdin is None and sys.stdin is None:
             raise DataError("There is no standard input to read the list of paths from.")
-        yield from _listed(stdin or sys.stdin.buffer)
+        yield from listed(stdin or sys.stdin.buffer)
     elif not glob.has_magic(given) or os.path.lexists(given):
         yield given
     else:
@@ -113,7 +113,7 @@ def _names(given: str, stdin: BinaryIO | None) -> Iterator[str]:
         yield from sorted(_deep(given) if "**" in given.split("/") else glob.iglob(given)) or [given]
 
 
-def _listed(stream: BinaryIO) -> Iterator[str]:
+def listed(stream: BinaryIO) -> Iterator[str]:
     """Paths from a stream, as they come: a null byte after each, or else each on its line."""
     rest, end = b"", b""
     while chunk := stream.read1(65536) if hasattr(stream, "read1") else stream.read(65536):
@@ -138,16 +138,17 @@ def _deep(pattern: str) -> Iterator[str]:
     root = "/".join(parts[:first]) or ("/" if first else "")
     for name, _ in _walk(root or ".", _is_image if parts[-1] == "**" else lambda _: True):
         inside = os.path.relpath(name, root or ".")
-        if _matches(inside.split("/"), parts[first:]):
+        if matches(inside.split("/"), parts[first:]):
             yield os.path.join(root, inside)
 
 
-def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+def matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether the parts of a path are those of a pattern, in which ``**`` stands for any number of them."""
     if not pattern:
         return not parts
     if pattern[0] == "**":
-        return _matches(parts, pattern[1:]) or (bool(parts) and _matches(parts[1:], pattern))
-    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
+        return matches(parts, pattern[1:]) or (bool(parts) and matches(parts[1:], pattern))
+    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and matches(parts[1:], pattern[1:])
 
 
 def _walk(folder: str, take: Callable[[str], bool]) -> Iterator[tuple[str, str]]:

@@ -19,11 +19,13 @@ class Item:
         name: As the user gave it; what lies in a folder or an archive is joined to that with ``/``.
         read: Gives the file's bytes, or raises ImageError; may be called from any thread, once.
         held: Bytes that the item holds in memory until it is read.
+        refused: Why it can't be read, where that is known before reading.
     """
 
     name: str
     read: Callable[[], bytes]
     held: int = 0
+    refused: str = ""
 
 
 def file_item(name: str) -> Item:
@@ -33,7 +35,7 @@ def file_item(name: str) -> Item:
 
 def refused_item(name: str, reason: str) -> Item:
     """What can't be read, for this reason."""
-    return Item(name, partial(_refuse, reason))
+    return Item(name, partial(_refuse, reason), refused=reason)
 
 
 def _read(name: str) -> bytes:

@@ -21,9 +21,7 @@ from typing import IO, Any, Self
 
 from marrowscope.errors import MissingExtraError, OutputError
 from marrowscope.files import UNDECODABLE, UTF8, atomic_open, atomic_path, csv_line
-from marrowscope.schema import OK, Predictions
-
-_FIXED = len(Predictions.FIXED)
+from marrowscope.schema.predictions import ACCEPTED, FLAG, SETS, typed_cells
 
 
 class Journal:
@@ -213,16 +211,21 @@ def _csv(journal: Journal) -> None:
 def _jsonl(journal: Journal) -> None:
     with atomic_open(journal.output) as f:
         for row in journal.rows():
-            f.write(json.dumps(dict(zip(journal.header, _typed(row), strict=True))) + "\n")
+            f.write(json.dumps(dict(zip(journal.header, typed_cells(journal.header, row), strict=True))) + "\n")
 
 
 def _parquet(journal: Journal) -> None:
     pa, pq = _pyarrow()
-    columns = [(name, pa.string() if i < _FIXED - 1 else pa.float64()) for i, name in enumerate(journal.header)]
+    kinds = {
+        **dict.fromkeys(("path", "status", "predicted"), pa.string()),
+        SETS: pa.list_(pa.string()),
+        **dict.fromkeys((FLAG, ACCEPTED), pa.bool_()),
+    }
+    columns = [(name, kinds.get(name, pa.float64())) for name in journal.header]
     schema = pa.schema(columns)
     rows = journal.rows()
     with atomic_path(journal.output) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-        while chunk := [_typed(row) for row in islice(rows, 20_000)]:
+        while chunk := [typed_cells(journal.header, row) for row in islice(rows, 20_000)]:
             for row in chunk:
                 # Parquet's strings are UTF-8; bytes of a name that are not stand as \xff.
                 row[0] = str(row[0]).encode(UTF8, UNDECODABLE).decode(UTF8, "backslashreplace")
@@ -241,11 +244,3 @@ def _pyarrow() -> tuple[Any, Any]:
         return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
     except ImportError:
         raise MissingExtraError("pyarrow", "parquet", "Writing .parquet") from None
-
-
-def _typed(row: Sequence[str]) -> list[str | float | None]:
-    """A row's cells: text, numbers, and None where the file has no answer."""
-    path, status, predicted, *numbers = row
-    if status != OK:
-        return [path, status, None, *[None] * len(numbers)]
-    return [path, status, predicted, *map(float, numbers)]

@@ -9,8 +9,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from marrowscope import images
 from marrowscope.errors import DataError, ImageError
@@ -20,6 +22,7 @@ from marrowscope.infer.items import Item
 from marrowscope.infer.outputs import Journal
 from marrowscope.infer.predictor import BATCH_SIZE, Predictor, batches
 from marrowscope.schema import OK, Predictions
+from marrowscope.triage import Answers
 
 Progress = Callable[[int, int], object]
 """Called after each batch with the number of rows done and of those without an answer."""
@@ -78,10 +81,24 @@ def predict_files(
         ModelError: The model can't be run.
         OutputError: The output can't be written, or another process is writing it.
     """
+    items = find_images(inputs)
+    return predict_items(model, items, output, batch_size=batch_size, workers=workers, resume=resume, progress=progress)
+
+
+def predict_items(
+    model: Predictor,
+    items: Iterator[Item],
+    output: Path,
+    *,
+    batch_size: int = BATCH_SIZE,
+    workers: int | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Summary:
+    """As `predict_files`, of items wherever they lie."""
     start = time.perf_counter()
     counts: Counter[str] = Counter()
-    items = find_images(inputs)
-    header = Predictions((), (), model.codes, np.empty((0, len(model.codes)))).header()
+    header = to_predictions(model.codes, (), (), model.no_answers()).header()
     with Journal(output, model.identity, header, resume=resume) as journal:
         counts.update(_skip_done(items, journal))
         resumed = counts.total()
@@ -105,13 +122,8 @@ def predict_to_predictions(
     workers: int | None = None,
 ) -> Predictions:
     """As `predict_files`, but in memory."""
-    parts = list(_predict(model, find_images(inputs), batch_size, workers))
-    return Predictions(
-        paths=tuple(p for part in parts for p in part.paths),
-        status=tuple(s for part in parts for s in part.status),
-        codes=model.codes,
-        probs_NC=np.concatenate([part.probs_NC for part in parts]),
-    )
+    none = to_predictions(model.codes, (), (), model.no_answers())
+    return Predictions.joined([none, *_predict(model, find_images(inputs), batch_size, workers)])
 
 
 def _skip_done(items: Iterator[Item], journal: Journal) -> Iterator[str]:
@@ -135,15 +147,36 @@ def _predict(model: Predictor, items: Iterable[Item], batch_size: int, workers: 
 
 
 def _answer(model: Predictor, batch: Sequence[tuple[str, Prepared | str]]) -> Predictions:
-    good = {i: prepared for i, (_, prepared) in enumerate(batch) if not isinstance(prepared, str)}
-    probs = np.full((len(batch), len(model.codes)), np.nan)
-    if good:
-        probs[list(good)] = model.answer_each(list(good.values()))
+    good = [prepared for _, prepared in batch if not isinstance(prepared, str)]
+    status = [x if isinstance(x, str) else OK for _, x in batch]
+    answers = model.answer_each(good) if good else model.no_answers()
+    return to_predictions(model.codes, [name for name, _ in batch], status, answers)
+
+
+def to_predictions(
+    codes: tuple[str, ...], paths: Sequence[str], status: Sequence[str], answers: Answers
+) -> Predictions:
+    """A row for each file: those that are ``ok`` have the answers, in their order; the others have none."""
+    ok = np.array([s == OK for s in status], dtype=bool)
+
+    def spread(values: npt.NDArray[Any] | None, nothing: float | bool) -> npt.NDArray[Any] | None:
+        if values is None:
+            return None
+        out = np.full((len(ok), *values.shape[1:]), nothing, dtype=values.dtype)
+        out[ok] = values
+        return out
+
+    probs = spread(answers.probs_NC, np.nan)
+    assert probs is not None
     return Predictions(
-        paths=tuple(name for name, _ in batch),
-        status=tuple(x if isinstance(x, str) else OK for _, x in batch),
-        codes=model.codes,
+        paths=tuple(paths),
+        status=tuple(status),
+        codes=codes,
         probs_NC=probs,
+        sets_NC=spread(answers.sets_NC, False),
+        ood_score_N=spread(answers.ood_score_N, np.nan),
+        ood_N=spread(answers.ood_N, False),
+        accepted_N=spread(answers.accepted_N, False),
     )
 
 
@@ -174,6 +207,6 @@ def _load_ahead(
 
 def _load(item: Item, model: Predictor) -> Prepared | str:
     try:
-        return model.prepare(images.decode(item.read()))
+        return model.prepare_file(item.read())
     except ImageError as e:
         return str(e)  # the exception itself would keep the bytes of the file alive

@@ -8,6 +8,6 @@ html        Content    -> report.html
 markdown    Content    -> report.md
 """
 
-from marrowscope.report.write import write_report
+from marrowscope.report.write import write_charts, write_report
 
-__all__ = ["write_report"]
+__all__ = ["write_charts", "write_report"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import resources
 
 from markupsafe import Markup
 
@@ -49,15 +50,18 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [round(i * step, 10) for i in range(first, last + 1)]
 
 
-def _text(x: float, y: float, text: str, *, anchor: str = "start", kind: str = "tick") -> Markup:
+def text_at(x: float, y: float, text: str, *, anchor: str = "start", kind: str = "tick") -> Markup:
+    """Text at a place; `kind` is its CSS class."""
     return Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(kind, x, y, anchor, text)
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
+def line_at(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
+    """A straight line; `kind` is its CSS classes."""
     return Markup('<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>').format(kind, x1, y1, x2, y2)
 
 
-def _marker(x: float, y: float, series: int) -> Markup:
+def marker(x: float, y: float, series: int) -> Markup:
+    """The marker of one of the two series."""
     if MARKERS[series % len(MARKERS)] == "circle":
         return Markup('<circle class="mark s{}" cx="{:.1f}" cy="{:.1f}" r="3.6"/>').format(series, x, y)
     return Markup('<path class="mark hollow s{}" d="M{:.1f} {:.1f}l4.6 4.6l-4.6 4.6l-4.6 -4.6z"/>').format(
@@ -65,14 +69,16 @@ def _marker(x: float, y: float, series: int) -> Markup:
     )
 
 
-def _svg(key: str, title: str, description: str, size: tuple[int, int], parts: Sequence[Markup]) -> Markup:
+def svg(key: str, title: str, description: str, size: tuple[int, int], parts: Sequence[Markup]) -> Markup:
+    """A chart with its title and description; `key` makes their ids."""
     return Markup(
         '<svg class="chart" role="img" viewBox="0 0 {w} {h}" aria-labelledby="{k}-title {k}-desc">'
         '<title id="{k}-title">{t}</title><desc id="{k}-desc">{d}</desc>{body}</svg>'
     ).format(w=size[0], h=size[1], k=key, t=title, d=description, body=Markup("").join(parts))
 
 
-def _legend(names: Sequence[str], left: float, y: float, *, dashes: bool = True) -> list[Markup]:
+def legend(names: Sequence[str], left: float, y: float, *, dashes: bool = True) -> list[Markup]:
+    """Names of the series in a row."""
     parts, x = [], left
     for i, name in enumerate(names):
         dash = DASHES[i % len(DASHES)] if dashes else ""
@@ -81,13 +87,14 @@ def _legend(names: Sequence[str], left: float, y: float, *, dashes: bool = True)
                 i, x, y - 4, x + 28, y - 4, Markup(' stroke-dasharray="{}"').format(dash) if dash else ""
             )
         )
-        parts.append(_marker(x + 14, y - 4, i))
-        parts.append(_text(x + 35, y, name, kind="legend"))
+        parts.append(marker(x + 14, y - 4, i))
+        parts.append(text_at(x + 35, y, name, kind="legend"))
         x += 35 + 7.2 * len(name) + 22
     return parts
 
 
-def _plain(value: float) -> str:
+def plain(value: float) -> str:
+    """A tick's number."""
     return f"{value:.10g}"
 
 
@@ -115,7 +122,7 @@ def line_chart(
     finite = [[p for p in s.points if math.isfinite(p[0]) and math.isfinite(p[1])] for s in series]
     everything = [p for points in finite for p in points]
     if not everything:
-        return _svg(key, title, description, (width, 60), [_text(left, 34, "No values", kind="legend")])
+        return svg(key, title, description, (width, 60), [text_at(left, 34, "No values", kind="legend")])
     x_low, x_high = min(p[0] for p in everything), max(p[0] for p in everything)
     y_low, y_high = y_range or (min(0.0, *(p[1] for p in everything)), max(p[1] for p in everything) * 1.05)
     x_span, y_span = (x_high - x_low) or 1.0, (y_high - y_low) or 1.0
@@ -124,28 +131,28 @@ def line_chart(
         x = left + (p[0] - x_low) / x_span * (width - left - right)
         return x, top + (y_high - p[1]) / y_span * (height - top - bottom)
 
-    parts = _legend([s.name for s in series], left, 16)
+    parts = legend([s.name for s in series], left, 16)
     for v in ticks(y_low, y_high):
         y = place((x_low, v))[1]
-        parts += [_line(left, y, width - right, y, "grid"), _text(left - 7, y + 4, _plain(v), anchor="end")]
+        parts += [line_at(left, y, width - right, y, "grid"), text_at(left - 7, y + 4, plain(v), anchor="end")]
     for v in ticks(x_low, x_high, 8):
         if not whole or v == int(v):
             x = place((v, y_low))[0]
-            parts.append(_text(x, height - bottom + 18, _plain(v), anchor="middle"))
-    parts.append(_line(left, height - bottom, width - right, height - bottom, "axis"))
-    parts.append(_text((left + width - right) / 2, height - 8, x_label, anchor="middle", kind="label"))
+            parts.append(text_at(x, height - bottom + 18, plain(v), anchor="middle"))
+    parts.append(line_at(left, height - bottom, width - right, height - bottom, "axis"))
+    parts.append(text_at((left + width - right) / 2, height - 8, x_label, anchor="middle", kind="label"))
     if mark is not None and x_low <= mark[0] <= x_high:
         parts += _mark(place((mark[0], 0))[0], mark[1], (left, width - right), (top, height - bottom))
     for i, points in enumerate(finite):
         parts += _curve([place(p) for p in points], i)
-    return _svg(key, title, description, (width, height), parts)
+    return svg(key, title, description, (width, height), parts)
 
 
 def _mark(x: float, label: str, across: tuple[float, float], down: tuple[float, float]) -> list[Markup]:
     """A vertical line with its label, on the side where there is room."""
     roomy = x < (across[0] + across[1]) / 2
     anchor, shift = ("start", 5) if roomy else ("end", -5)
-    return [_line(x, down[0], x, down[1], "best"), _text(x + shift, down[1] - 7, label, anchor=anchor, kind="note")]
+    return [line_at(x, down[0], x, down[1], "best"), text_at(x + shift, down[1] - 7, label, anchor=anchor, kind="note")]
 
 
 def _curve(points: Sequence[Point], series: int) -> list[Markup]:
@@ -156,7 +163,7 @@ def _curve(points: Sequence[Point], series: int) -> list[Markup]:
         series, path, Markup(' stroke-dasharray="{}"').format(dash) if dash else ""
     )
     every = max(1, math.ceil(len(points) / 15))
-    return [line, *(_marker(x, y, series) for x, y in points[::every])]
+    return [line, *(marker(x, y, series) for x, y in points[::every])]
 
 
 def reliability_chart(key: str, title: str, description: str, bins: Sequence[tuple[float, Figure]]) -> Markup:
@@ -169,17 +176,19 @@ def reliability_chart(key: str, title: str, description: str, bins: Sequence[tup
     parts = []
     for v in ticks(0, 1):
         (x, y0), (x0, y) = place((v, 0)), place((0, v))
-        parts += [_line(x0, y, width - right, y, "grid"), _text(left - 7, y + 4, _plain(v), anchor="end")]
-        parts.append(_text(x, y0 + 18, _plain(v), anchor="middle"))
-    parts += [_line(*place((0, 0)), *place((1, 1)), "best"), _line(*place((0, 0)), *place((1, 0)), "axis")]
-    parts.append(_text((left + width - right) / 2, height - 8, "mean confidence", anchor="middle", kind="label"))
+        parts += [line_at(x0, y, width - right, y, "grid"), text_at(left - 7, y + 4, plain(v), anchor="end")]
+        parts.append(text_at(x, y0 + 18, plain(v), anchor="middle"))
+    parts += [line_at(*place((0, 0)), *place((1, 1)), "best"), line_at(*place((0, 0)), *place((1, 0)), "axis")]
+    parts.append(text_at((left + width - right) / 2, height - 8, "mean confidence", anchor="middle", kind="label"))
     for confidence, accuracy in bins:
         if accuracy.value is None:
             continue
         if accuracy.low is not None and accuracy.high is not None:
-            parts.append(_line(*place((confidence, accuracy.low)), *place((confidence, accuracy.high)), "interval s0"))
-        parts.append(_marker(*place((confidence, accuracy.value)), 0))
-    return _svg(key, title, description, (width, height), parts)
+            parts.append(
+                line_at(*place((confidence, accuracy.low)), *place((confidence, accuracy.high)), "interval s0")
+            )
+        parts.append(marker(*place((confidence, accuracy.value)), 0))
+    return svg(key, title, description, (width, height), parts)
 
 
 def forest_chart(key: str, title: str, description: str, measures: Sequence[str], rows: Sequence[ForestRow]) -> Markup:
@@ -190,21 +199,21 @@ def forest_chart(key: str, title: str, description: str, measures: Sequence[str]
     def place(v: float) -> float:
         return left + v * (width - left - right)
 
-    parts = _legend(measures, left, 16, dashes=False)
+    parts = legend(measures, left, 16, dashes=False)
     for v in (0.0, 0.25, 0.5, 0.75, 1.0):
-        parts.append(_line(place(v), top, place(v), height - 34, "grid"))
-        parts.append(_text(place(v), height - 16, f"{v:g}", anchor="middle"))
+        parts.append(line_at(place(v), top, place(v), height - 34, "grid"))
+        parts.append(text_at(place(v), height - 16, f"{v:g}", anchor="middle"))
     for r, row in enumerate(rows):
         middle = top + step * (r + 0.5)
-        parts.append(_text(left - 10, middle + 4, row.label, anchor="end", kind="label"))
+        parts.append(text_at(left - 10, middle + 4, row.label, anchor="end", kind="label"))
         for m, f in enumerate(row.figures):
             y = middle + (m - (len(row.figures) - 1) / 2) * 11
             if f.value is None:
                 continue
             if f.low is not None and f.high is not None:
-                parts.append(_line(place(f.low), y, place(f.high), y, f"interval s{m}"))
-            parts.append(_marker(place(f.value), y, m))
-    return _svg(key, title, description, (width, height), parts)
+                parts.append(line_at(place(f.low), y, place(f.high), y, f"interval s{m}"))
+            parts.append(marker(place(f.value), y, m))
+    return svg(key, title, description, (width, height), parts)
 
 
 def interval_bar(figure: Figure) -> Markup:
@@ -263,17 +272,28 @@ def heat_colours(kind: str, *, dark: bool) -> list[tuple[str, str]]:
     return out
 
 
-def heat_css() -> Markup:
-    """Rules `.right.h1` ... `.wrong.h9` for a light page, and for a dark one on screens."""
+MATRIX_RULE = ".matrix .{kind}.h{step}{{background:{back};color:{text}}}"
+
+
+def heat_css(rule: str = MATRIX_RULE) -> str:
+    """A rule for each shade (`.right.h1` ... `.wrong.h9`), for a light page and for a dark one on screens."""
 
     def rules(dark: bool) -> str:
         return "".join(
-            f".matrix .{kind}.h{i}{{background:{back};color:{text}}}"
+            rule.format(kind=kind, step=i, back=back, text=text)
             for kind in _HEAT
             for i, (back, text) in enumerate(heat_colours(kind, dark=dark), 1)
         )
 
-    return Markup(f"{rules(False)}@media screen and (prefers-color-scheme:dark){{{rules(True)}}}")  # noqa: S704
+    return f"{rules(False)}@media screen and (prefers-color-scheme:dark){{{rules(True)}}}"
+
+
+def chart_css(*, alone: bool = False) -> str:
+    """Rules of all charts; `alone`: with the page's colours, for a chart in a file of its own."""
+    heat = heat_css("svg .heat.{kind}.h{step}{{fill:{back}}}svg .count.{kind}.h{step}{{fill:{text}}}")
+    own = (resources.files("marrowscope.report") / "templates" / "charts.css").read_text(encoding="utf-8")
+    colours = (resources.files("marrowscope.report") / "templates" / "colours.css").read_text(encoding="utf-8")
+    return (colours if alone else "") + own + heat
 
 
 def describe_curves(series: Sequence[Series], noun: str) -> str:

@@ -1,51 +1,25 @@
-"""What a report says: every figure, list and sentence, in display order; `html` and `markdown` only set it."""
+"""What a report says: every figure, list and sentence, in display order; the renderers only set it."""
 
 from __future__ import annotations
 
 import shlex
-import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from marrowscope.cells import BY_CODE, clinical_order
+from marrowscope.report.answers import Answer, choose, read_answers
 from marrowscope.report.charts import heat_level
 from marrowscope.report.inputs import RunFiles
 from marrowscope.report.thumbnails import Thumbnails
-from marrowscope.schema import OK, PARTS, ClassFigures, Figure
+from marrowscope.report.words import LABELS, PERCENT, class_name, label, shown
+from marrowscope.schema import OK, PARTS, ClassFigures, ConfusedPair, Figure, LabelCandidate, Study
 
-PAIRS = 10
-"""Confused pairs that are listed."""
+PANEL_PICTURES = 6
+"""Pictures a row of a class's panel."""
 
-PAIR_PICTURES = 6
-MISTAKES = 24
-RUNNERS_UP = 3
 FAILED_SHOWN = 200
 
-PERCENT = "\N{NO-BREAK SPACE}%"
-
-LABELS: dict[str, tuple[str, str]] = {
-    "accuracy": ("Accuracy", "share of cells named right"),
-    "balanced_accuracy": ("Balanced accuracy", "mean recall, every class weighing the same"),
-    "top2_accuracy": ("Top-2 accuracy", "the right class is among the two likeliest"),
-    "macro_precision": ("Macro precision", "mean over classes"),
-    "macro_recall": ("Macro recall", "mean over classes"),
-    "macro_f1": ("Macro F1", "mean over classes"),
-    "weighted_precision": ("Weighted precision", "mean weighted by class size"),
-    "weighted_recall": ("Weighted recall", "mean weighted by class size"),
-    "weighted_f1": ("Weighted F1", "mean weighted by class size"),
-    "cohen_kappa": ("Cohen's kappa", "agreement beyond chance"),
-    "matthews": ("Matthews correlation", "−1 to 1; 0 is chance"),
-    "log_loss": ("Log loss", "lower is better"),
-    "macro_auroc": ("Macro AUROC", "one class against the rest, mean over classes"),
-    "macro_average_precision": ("Macro average precision", "one class against the rest, mean over classes"),
-    "tolerant_accuracy": ("Tolerant accuracy", "a neighbouring class counts as right"),
-    "cost_error": ("Mean cost of an answer", "0 is right, lower is better"),
-    "line_accuracy": ("Right cell line", "share of answers in the right lineage"),
-    "maturation_error": ("Stages off", "mean steps of maturation in the right line; lower is better"),
-    "expected_calibration_error": ("Expected calibration error", "lower is better"),
-    "classwise_calibration_error": ("Class-wise calibration error", "lower is better"),
-    "brier_loss": ("Brier loss", "lower is better"),
-}
 HEADLINE = (
     "accuracy", "tolerant_accuracy", "balanced_accuracy", "macro_f1", "top2_accuracy", "cohen_kappa", "macro_auroc",
     "matthews",
@@ -53,65 +27,6 @@ HEADLINE = (
 """The first `HEADLINE_CARDS` of these that the evaluation has stand large."""
 
 HEADLINE_CARDS = 6
-
-SCALINGS = {"none": "as predicted", "temperature": "temperature scaling", "vector": "vector scaling"}
-
-
-def shown(text: str) -> str:
-    """Text as a page can hold it: bytes that are not UTF-8 and control characters become the replacement sign."""
-    return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) in {"Cc", "Cs"} else c for c in text)
-
-
-def class_name(code: str) -> str:
-    """Full name of a class; the code itself where it is another program's."""
-    return BY_CODE[code].name if code in BY_CODE else code
-
-
-def label(key: str) -> str:
-    """A figure's name in words."""
-    return LABELS[key][0] if key in LABELS else key.replace("_", " ").capitalize()
-
-
-def percent(share: float) -> str:
-    """A share for reading, never rounded to a boundary that it has not reached."""
-    if share <= 0 or share >= 1:
-        return f"{share * 100:.0f}{PERCENT}"
-    return f"{min(max(share * 100, 0.1), 99.9):.1f}{PERCENT}"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the model said of one test cell; `likeliest` are (code, probability), best first."""
-
-    path: str
-    truth: str
-    likeliest: tuple[tuple[str, float], ...]
-
-    @property
-    def predicted(self) -> str:
-        """The likeliest class."""
-        return self.likeliest[0][0]
-
-    @property
-    def confidence(self) -> float:
-        """Its probability."""
-        return self.likeliest[0][1]
-
-    @property
-    def right(self) -> bool:
-        """Whether the answer is the truth."""
-        return self.truth == self.predicted
-
-    @property
-    def sign(self) -> str:
-        """Right or wrong, without colour."""
-        return "✓" if self.right else "✗"
-
-    @property
-    def sentence(self) -> str:
-        """The same in words, as alternative of the picture."""
-        what = "recognised" if self.right else f"taken for {class_name(self.predicted)}"
-        return f"{class_name(self.truth)}, {what} with {percent(self.confidence)} confidence"
 
 
 @dataclass(frozen=True)
@@ -122,16 +37,6 @@ class NamedFigure:
     label: str
     note: str
     figure: Figure
-
-
-@dataclass(frozen=True)
-class ClassRow:
-    """One line of the per-class table."""
-
-    code: str
-    name: str
-    figures: ClassFigures
-    left_out: bool
 
 
 @dataclass(frozen=True)
@@ -176,10 +81,37 @@ class MatrixCell:
 
 
 @dataclass(frozen=True)
+class Panel:
+    """What there is to see of one class.
+
+    Attributes:
+        taken_for: Its commonest wrong names, most cells first.
+        mistaken: Other classes that get its name, most cells first.
+        strips: Captions and pictures: recognised, missed, and others that got its name; the surest first.
+    """
+
+    taken_for: tuple[MatrixCell, ...]
+    mistaken: tuple[MatrixCell, ...]
+    strips: tuple[tuple[str, tuple[Answer, ...]], ...]
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """One line of the per-class table, and its panel."""
+
+    code: str
+    name: str
+    figures: ClassFigures
+    left_out: bool
+    panel: Panel
+
+
+@dataclass(frozen=True)
 class Pair:
     """Cells of one class taken for another, the surest first."""
 
     cell: MatrixCell
+    found: ConfusedPair
     answers: tuple[Answer, ...]
 
 
@@ -190,6 +122,8 @@ class Content:
     Attributes:
         answers: All cells with an answer, in the order of the predictions.
         in_gallery: Those the gallery shows.
+        uncertain: With the entropy of each, 0..1.
+        doubts: Cells whose label is doubtful, each with why.
         failed_files: (path, reason) of files without an answer, the first `FAILED_SHOWN`.
         counts: Rows of (code, name, one number a part, total).
     """
@@ -205,6 +139,8 @@ class Content:
     matrix: tuple[tuple[MatrixCell, ...], ...]
     pairs: tuple[Pair, ...]
     mistakes: tuple[Answer, ...]
+    uncertain: tuple[tuple[Answer, float], ...]
+    doubts: tuple[tuple[Answer, LabelCandidate], ...]
     failed_files: tuple[tuple[str, str], ...]
     counts: tuple[tuple[str, str, tuple[int, ...], int], ...]
 
@@ -237,6 +173,11 @@ class Content:
         return tuple(r for r in self.classes if r.figures.published is not None)
 
     @property
+    def studies(self) -> tuple[Study, ...]:
+        """Published accuracies; none for drawn cells and for classes of another collection."""
+        return self.run.analysis.studies if self.published else ()
+
+    @property
     def costs(self) -> tuple[tuple[str, tuple[float, ...]], ...]:
         """Cost matrix in display order, a code and its row; empty where errors were not weighed."""
         costs, where = self.run.evaluation.costs, {c: i for i, c in enumerate(self.run.evaluation.codes)}
@@ -250,80 +191,64 @@ class Content:
 
     @property
     def missing_reasons(self) -> dict[str, int]:
-        """How many pictures of the gallery are missing, by reason."""
-        out: dict[str, int] = {}
-        for reason in self.thumbnails.missing.values():
-            out[reason] = out.get(reason, 0) + 1
-        return dict(sorted(out.items(), key=lambda x: (-x[1], x[0])))
+        """How many pictures are missing, by reason."""
+        counts = Counter(self.thumbnails.missing.values())
+        return dict(sorted(counts.items(), key=lambda x: (-x[1], x[0])))
 
     @property
     def commands(self) -> tuple[str, ...]:
         """Commands that make the run again."""
-        run = shlex.quote(shown(self.run.name))
+        run, part = shlex.quote(shown(self.run.name)), self.run.evaluation.part
+        if not self.run.is_run:
+            table, target = (shlex.quote(shown(n)) for n in (self.run.evaluation.predictions, self.run.target))
+            return (f"marrowscope evaluate {table}", f"marrowscope analyse {table}", f"marrowscope report {target}")
         lines = []
         if self.run.config is not None and self.run.split is not None:
             data = shlex.quote(shown(self.data)) if self.data else "DATA"
             lines.append(f"marrowscope train {run}/config.toml --data {data} --split {run}/split.csv --out {run}-again")
             run = f"{run}-again"
-        part = f" --part {self.run.evaluation.part}" if self.run.evaluation.part else ""
-        return (*lines, f"marrowscope evaluate {run}{part}", f"marrowscope report {run}")
-
-
-def read_answers(run: RunFiles) -> tuple[Answer, ...]:
-    """The answer to every file that could be read."""
-    p, out = run.predictions, []
-    top = min(RUNNERS_UP, len(p.codes))
-    for i, (path, status, truth) in enumerate(zip(p.paths, p.status, run.truth, strict=True)):
-        if status == OK:
-            # A stable sort keeps the first of equals first, as argmax does.
-            best = (-p.probs_NC[i]).argsort(kind="stable")[:top]
-            out.append(Answer(path, truth, tuple((p.codes[j], float(p.probs_NC[i, j])) for j in best)))
-    return tuple(out)
-
-
-def choose(answers: Sequence[Answer], most: int) -> tuple[Answer, ...]:
-    """At most so many cells for the gallery: the wrong answers first, then right ones spread over the table."""
-    if len(answers) <= most:
-        return tuple(answers)
-    wrong = [i for i, a in enumerate(answers) if not a.right]
-    right = [i for i, a in enumerate(answers) if a.right]
-    kept = set(_spread(wrong, most))
-    kept |= set(_spread(right, most - len(kept)))
-    return tuple(answers[i] for i in sorted(kept))
-
-
-def _spread(items: Sequence[int], most: int) -> list[int]:
-    if len(items) <= most:
-        return list(items)
-    return [items[i * len(items) // most] for i in range(most)]
+        option = f" --part {part}" if part else ""
+        return (*lines, *(f"marrowscope {command} {run}{option}" for command in ("evaluate", "analyse", "report")))
 
 
 def build(
     run: RunFiles,
     data: str | None,
     max_cells: int,
-    make_thumbnails: Callable[[Sequence[str]], Thumbnails],
+    make_thumbnails: Callable[[Mapping[str, int]], Thumbnails],
 ) -> Content:
-    """Gather all that the report says; `make_thumbnails` gets the paths of the cells to show."""
+    """Gather all that the report says; `make_thumbnails` gets how often the page shows the picture of each path."""
     answers = read_answers(run)
+    by_path = {a.key: a for a in answers}
     in_gallery = choose(answers, max_cells)
     matrix = _matrix(run)
     figures = tuple(_named(k, f) for k, f in run.evaluation.figures.items())
     by_key = {f.key: f for f in figures}
+    classes, found = _classes(run, matrix, answers), run.analysis
+    pairs = _pairs(matrix, found.pairs, by_path)
+    mistakes = tuple(by_path[c.path] for c in found.confident_mistakes)
+    uncertain = tuple((by_path[c.path], c.entropy) for c in found.uncertain)
+    doubts = tuple((by_path[c.path], c) for c in found.label_candidates)
+    copies = Counter(a.path for a in in_gallery)
+    strips = [strip for r in classes for _, strip in r.panel.strips] + [p.answers for p in pairs]
+    copies.update(a.path for strip in strips for a in strip)
+    copies.update(a.path for a in (*mistakes, *(a for a, _ in uncertain), *(a for a, _ in doubts)))
     p = run.predictions
     failed = [(path, status) for path, status in zip(p.paths, p.status, strict=True) if status != OK]
     return Content(
         run=run,
-        thumbnails=make_thumbnails([a.path for a in in_gallery]),
+        thumbnails=make_thumbnails(copies),
         data=data,
         answers=answers,
         in_gallery=in_gallery,
         headline=tuple([by_key[k] for k in HEADLINE if k in by_key][:HEADLINE_CARDS]),
         figures=figures,
-        classes=_classes(run),
+        classes=classes,
         matrix=matrix,
-        pairs=_pairs(matrix, in_gallery),
-        mistakes=tuple(_surest(a for a in in_gallery if not a.right)[:MISTAKES]),
+        pairs=pairs,
+        mistakes=mistakes,
+        uncertain=uncertain,
+        doubts=doubts,
         failed_files=tuple(failed[:FAILED_SHOWN]),
         counts=_counts(run),
     )
@@ -333,10 +258,24 @@ def _named(key: str, figure: Figure) -> NamedFigure:
     return NamedFigure(key, label(key), LABELS.get(key, ("", ""))[1], figure)
 
 
-def _classes(run: RunFiles) -> tuple[ClassRow, ...]:
+def _classes(run: RunFiles, matrix: Sequence[Sequence[MatrixCell]], answers: Sequence[Answer]) -> tuple[ClassRow, ...]:
     of = {c.code: c for c in run.evaluation.per_class}
     left_out = run.evaluation.macro_left_out
-    return tuple(ClassRow(c, class_name(c), of[c], c in left_out) for c in run.codes)
+    return tuple(ClassRow(c, class_name(c), of[c], c in left_out, _panel(c, matrix, answers)) for c in run.codes)
+
+
+def _panel(code: str, matrix: Sequence[Sequence[MatrixCell]], answers: Sequence[Answer]) -> Panel:
+    wrong = [cell for row in matrix for cell in row if cell.count and not cell.right]
+    strips = (
+        ("recognised, the surest", (a for a in answers if a.right and a.truth == code)),
+        ("missed, the surest of another name", (a for a in answers if not a.right and a.truth == code)),
+        ("wrongly given this name, the surest", (a for a in answers if not a.right and a.predicted == code)),
+    )
+    return Panel(
+        taken_for=tuple(sorted((c for c in wrong if c.truth == code), key=lambda c: (-c.count, c.predicted))[:3]),
+        mistaken=tuple(sorted((c for c in wrong if c.predicted == code), key=lambda c: (-c.count, c.truth))[:3]),
+        strips=tuple((caption, tuple(_surest(found)[:PANEL_PICTURES])) for caption, found in strips),
+    )
 
 
 def _matrix(run: RunFiles) -> tuple[tuple[MatrixCell, ...], ...]:
@@ -353,14 +292,13 @@ def _surest(answers: Iterable[Answer]) -> list[Answer]:
     return sorted(answers, key=lambda a: (-a.confidence, a.path))
 
 
-def _pairs(matrix: Sequence[Sequence[MatrixCell]], answers: Sequence[Answer]) -> tuple[Pair, ...]:
-    wrong = [cell for row in matrix for cell in row if not cell.right and cell.count]
-    worst = sorted(wrong, key=lambda c: (-c.count, -c.share, c.truth, c.predicted))[:PAIRS]
-    out = []
-    for cell in worst:
-        examples = _surest(a for a in answers if (a.truth, a.predicted) == (cell.truth, cell.predicted))
-        out.append(Pair(cell, tuple(examples[:PAIR_PICTURES])))
-    return tuple(out)
+def _pairs(
+    matrix: Sequence[Sequence[MatrixCell]], found: Sequence[ConfusedPair], by_path: Mapping[str, Answer]
+) -> tuple[Pair, ...]:
+    cells = {(cell.truth, cell.predicted): cell for row in matrix for cell in row}
+    return tuple(
+        Pair(cells[pair.truth, pair.predicted], pair, tuple(by_path[path] for path in pair.examples)) for pair in found
+    )
 
 
 def _counts(run: RunFiles) -> tuple[tuple[str, str, tuple[int, ...], int], ...]:

@@ -1,33 +1,48 @@
-"""Read what a report needs from a run folder; nothing else in `report` reads a run's files."""
+"""Read what a report needs; nothing else in `report` reads a run's files."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
+from marrowscope.analysis import analyse_predictions
 from marrowscope.cells import BY_CODE, clinical_order
 from marrowscope.errors import FileFormatError
 from marrowscope.files import sha256_file
-from marrowscope.schema import Card, Evaluation, Predictions, RunInfo, Split, read_metrics
+from marrowscope.report.explained import Explained, read_explained
+from marrowscope.schema import Analysis, Card, Evaluation, Part, Predictions, RunInfo, Split, read_metrics
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class RunFiles:
-    """The files of one run folder, as far as they exist.
+    """The files of one run folder, or one evaluation of a table, as far as they exist.
 
     Attributes:
-        name: Name of the folder, without its place on the disk.
+        name: Name of the folder or table, without its place on the disk.
+        target: What `marrowscope report` is given for it, without its place on the disk.
+        is_run: Whether it is a run folder, and no table of another program.
         truth: Class code of each row of `predictions`.
         codes: The classes of the evaluation, in clinical order.
+        analysis: Of analysis.json; without that file what predictions alone tell.
+        analysed: Whether there is an analysis.json.
         metrics: One dict an epoch; empty where there is no metrics.csv.
         config: Text of config.toml.
     """
 
     name: str
+    target: str
+    is_run: bool
     evaluation: Evaluation
     predictions: Predictions
     truth: tuple[str, ...]
     codes: tuple[str, ...]
+    analysis: Analysis
+    analysed: bool
+    explained: Explained | None
     metrics: tuple[dict[str, float], ...]
     card: Card | None
     info: RunInfo | None
@@ -46,36 +61,78 @@ def display_order(codes: tuple[str, ...]) -> tuple[str, ...]:
     return (*known, *sorted(c for c in codes if c not in BY_CODE))
 
 
-def read_run(run: Path) -> RunFiles:
-    """Read a run folder.
+def read_target(target: Path, part: Part = "test") -> RunFiles:
+    """Read a run folder, or an evaluation of a table of predictions.
+
+    Args:
+        target: Run folder; or the evaluation.json that `marrowscope evaluate TABLE` wrote, the table beside it.
+        part: Which evaluation of a run folder.
 
     Raises:
-        FileFormatError: evaluation.json or predictions.csv is missing, a file is not what its schema says, or the
+        FileFormatError: There is no evaluation or no table of predictions, a file is not what its schema says, or the
             predictions are not those that were evaluated.
     """
-    if not run.is_dir():
-        raise FileFormatError(f"{run} is not a run folder. Give the folder that `marrowscope train` wrote.")
-    evaluation_file = run / "evaluation.json"
-    if not evaluation_file.is_file():
-        raise FileFormatError(f"{run} has no evaluation.json. Run `marrowscope evaluate {run}` first.")
-    evaluation = Evaluation.read(evaluation_file)
-    _check_shape(evaluation, evaluation_file)
-    predictions = _read_predictions(run, evaluation)
-    assert predictions.truth is not None
+    if target.is_dir():
+        return read_run(target, part)
+    if not target.is_file():
+        raise FileFormatError(
+            f"{target} is not a run folder. Give the folder that `marrowscope train` wrote, or the evaluation.json of "
+            "a table of predictions."
+        )
+    if target.suffix.lower() != ".json":
+        raise FileFormatError(
+            f"{target} is not an evaluation. Run `marrowscope evaluate {target}` and give the JSON file that it writes."
+        )
+    stem = target.name.removesuffix(".json")
+    if (target.parent / "card.json").is_file() and stem.partition("-")[0] == "evaluation":
+        again = stem.partition("-")[2]
+        return read_run(target.parent, "val" if again == "val" else "train" if again == "train" else "test")
+    return _read(target, target.parent / Evaluation.read(target).predictions, _beside(target), run=None)
 
-    metrics, card, info, split = (run / n for n in ("metrics.csv", "card.json", "run.json", "split.csv"))
+
+def read_run(run: Path, part: Part = "test") -> RunFiles:
+    """Read a run folder; errors as in `read_target`."""
+    suffix = "" if part == "test" else f"-{part}"
+    judged = run / f"evaluation{suffix}.json"
+    if not judged.is_file():
+        option = "" if part == "test" else f" --part {part}"
+        raise FileFormatError(f"{run} has no {judged.name}. Run `marrowscope evaluate {run}{option}` first.")
+    return _read(judged, run / f"predictions{suffix}.csv", run / f"analysis{suffix}.json", run=run)
+
+
+def _beside(judged: Path) -> Path:
+    """The analysis that goes with an evaluation of a table."""
+    stem = judged.name.removesuffix(".json").removesuffix("evaluation").rstrip(".")
+    return judged.with_name(f"{stem}.analysis.json" if stem else "analysis.json")
+
+
+def _read(judged: Path, table: Path, analysed: Path, run: Path | None) -> RunFiles:
+    evaluation = Evaluation.read(judged)
+    _check_shape(evaluation, judged)
+    predictions = _read_predictions(table, evaluation, run or table)
+    assert predictions.truth is not None
     return RunFiles(
-        name=run.resolve().name,
+        name=run.resolve().name if run else table.stem if table.stem != "predictions" else "a table of predictions",
+        target=run.resolve().name if run else judged.name,
+        is_run=run is not None,
         evaluation=evaluation,
         predictions=predictions,
         truth=predictions.truth,
         codes=display_order(evaluation.codes),
-        metrics=tuple(read_metrics(metrics)) if metrics.is_file() else (),
-        card=Card.read(card) if card.is_file() else None,
-        info=RunInfo.read(info) if info.is_file() else None,
-        split=Split.read(split) if split.is_file() else None,
-        config=_read_config(run / "config.toml"),
+        analysis=_read_analysis(analysed, evaluation, predictions, run or table),
+        analysed=analysed.is_file(),
+        explained=read_explained(run) if run else None,
+        metrics=tuple(_if_there(run, "metrics.csv", read_metrics) or ()),
+        card=_if_there(run, "card.json", Card.read),
+        info=_if_there(run, "run.json", RunInfo.read),
+        split=_if_there(run, "split.csv", Split.read),
+        config=_if_there(run, "config.toml", _read_config),
     )
+
+
+def _if_there(run: Path | None, name: str, read: Callable[[Path], T]) -> T | None:
+    """What `read` makes of a file of the run folder, where there is one."""
+    return read(run / name) if run is not None and (run / name).is_file() else None
 
 
 def _check_shape(evaluation: Evaluation, path: Path) -> None:
@@ -88,14 +145,13 @@ def _check_shape(evaluation: Evaluation, path: Path) -> None:
         )
 
 
-def _read_predictions(run: Path, evaluation: Evaluation) -> Predictions:
-    path = run / "predictions.csv"
+def _read_predictions(path: Path, evaluation: Evaluation, target: Path) -> Predictions:
     if not path.is_file():
-        raise FileFormatError(f"{run} has no predictions.csv. Run `marrowscope evaluate {run}` again.")
+        raise FileFormatError(f"{path.parent} has no {path.name}. Run `marrowscope evaluate {target}` again.")
     if sha256_file(path) != evaluation.predictions_sha256:
         raise FileFormatError(
-            f"{path} is not the table that evaluation.json was made from (another SHA-256). "
-            f"Run `marrowscope evaluate {run}` again."
+            f"{path} is not the table that the evaluation was made from (another SHA-256). "
+            f"Run `marrowscope evaluate {target}` again."
         )
     predictions = Predictions.read(path)
     if predictions.truth is None:
@@ -103,8 +159,21 @@ def _read_predictions(run: Path, evaluation: Evaluation) -> Predictions:
     return predictions
 
 
-def _read_config(path: Path) -> str | None:
+def _read_analysis(path: Path, evaluation: Evaluation, predictions: Predictions, target: Path) -> Analysis:
+    """What analysis.json says; without the file, what the predictions alone tell."""
+    if not path.is_file():
+        return analyse_predictions(predictions, source=evaluation.predictions, part=evaluation.part, doubt_labels=False)
+    analysis = Analysis.read(path)
+    if analysis.predictions_sha256 != evaluation.predictions_sha256:
+        raise FileFormatError(
+            f"{path} is of another table of predictions than the evaluation (another SHA-256). "
+            f"Run `marrowscope analyse {target}` again, or remove the file."
+        )
+    return analysis
+
+
+def _read_config(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+        return path.read_text(encoding="utf-8", errors="replace")
     except OSError as e:
         raise FileFormatError(f"Can't read {path}: {e.strerror or e}.") from e

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from marrowscope.report.content import SCALINGS, Answer, Content, class_name, label, percent, shown
+from marrowscope.report.answers import Answer
+from marrowscope.report.content import Content
+from marrowscope.report.drawings import describe_map
+from marrowscope.report.words import SCALINGS, class_name, label, percent, shown
 from marrowscope.schema import NOT_A_MEDICAL_DEVICE, PARTS, Card
 
 
@@ -32,10 +35,14 @@ def render_markdown(content: Content) -> str:
         _classes(content),
         _matrix(content),
         _published(content),
+        _studies(content),
         _calibration(content),
         _selective(content),
         _conformal(content),
         _errors(content),
+        _quality(content),
+        _map(content),
+        _explanations(content),
         _failed(content),
         _data(content),
         _settings(content),
@@ -156,19 +163,93 @@ def _conformal(content: Content) -> list[str]:
     return ["## Prediction sets", "", *table(head, rows)]
 
 
+def _studies(content: Content) -> list[str]:
+    if not content.studies:
+        return []
+    rows = [
+        (s.name, s.model, f"{s.classes} {' '.join(s.codes)}".strip(), f"{s.accuracy:.3f}", s.here or "–", s.about)
+        for s in content.studies
+    ]
+    head = ("study", "model", "classes", "accuracy, published", "accuracy here, on those classes", "measured on")
+    return ["## Accuracies that others report", "", *table(head, rows)]
+
+
+def _row(a: Answer) -> tuple[str, str, str, str]:
+    return a.path, class_name(a.truth), class_name(a.predicted), percent(a.confidence)
+
+
+def _listed(title: str, about: str, head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    about_lines = [about, ""] if about else []
+    return [f"## {title}", "", *about_lines, *(table(head, rows) if rows else ["None.", ""])]
+
+
 def _errors(content: Content) -> list[str]:
     pairs = [
-        (class_name(p.cell.truth), class_name(p.cell.predicted), p.cell.count, p.cell.percent) for p in content.pairs
+        (
+            class_name(p.cell.truth),
+            class_name(p.cell.predicted),
+            p.cell.count,
+            p.found.share,
+            "yes" if p.found.neighbours else "no",
+        )
+        for p in content.pairs
     ]
-    lines = ["## Most confused pairs", ""]
-    lines += table(("truth", "taken for", "cells", "share of the class"), pairs) if pairs else ["None.", ""]
+    cell = ("file", "truth", "answer", "confidence")
+    doubts = [
+        (a.path, class_name(c.label), class_name(c.suggested), f"{c.label_probability:.3f}",
+         f"{c.suggested_probability:.3f}")
+        for a, c in content.doubts
+    ]  # fmt: skip
+    head = ("truth", "taken for", "cells", "share of the class", "neighbours")
+    lines = _listed("Most confused pairs", "", head, pairs)
+    lines += _listed("Most confident mistakes", "", cell, [_row(a) for a in content.mistakes])
+    uncertain = [(*_row(a), f"{entropy:.3f}") for a, entropy in content.uncertain]
+    lines += _listed("Most uncertain cells", "", (*cell, "entropy"), uncertain)
+    head = ("file", "label", "suggested", "probability of the label", "of the suggestion")
+    return lines + _listed("Doubtful labels", plain(content.run.analysis.label_basis), head, doubts)
 
-    def row(a: Answer) -> tuple[str, str, str, str]:
-        return a.path, class_name(a.truth), class_name(a.predicted), percent(a.confidence)
 
-    lines += ["## Most confident mistakes", ""]
-    head = ("file", "truth", "taken for", "confidence")
-    return lines + (table(head, map(row, content.mistakes)) if content.mistakes else ["None.", ""])
+def _quality(content: Content) -> list[str]:
+    analysis = content.run.analysis
+    if not analysis.quality:
+        return []
+    rows = [
+        (m.name, m.effect, "–" if m.p_value is None else f"{m.p_value:.3g}",
+         "–" if m.p_adjusted is None else f"{m.p_adjusted:.3g}")
+        for m in analysis.quality
+    ]  # fmt: skip
+    head = ("measure", "a wrong answer's is higher (0.5: no difference)", "p", "p with Holm's correction")
+    lines = ["## Errors and the quality of the pictures", "", *table(head, rows)]
+    for m in analysis.quality:
+        lines += [f"{plain(m.name)} ({plain(m.unit)}), {plain(m.what)}:", ""]
+        lines += table(
+            ("from", "to", "share of errors", "cells"),
+            [(f"{b.low:.4g}", f"{b.high:.4g}", b.error, b.error.n) for b in m.bins],
+        )
+    for reason, count in analysis.unmeasured.items():
+        lines += [f"- not measured: {count:,}, {plain(reason)}"]
+    return [*lines, ""] if analysis.unmeasured else lines
+
+
+def _map(content: Content) -> list[str]:
+    found = content.run.analysis.feature_map
+    if found is None:
+        return []
+    note = [plain(found.note), ""] if found.note else []
+    settings = f"{found.method}: {plain(found.settings)}; seed {found.seed}."
+    return ["## Map of the features", "", plain(describe_map(found)), "", settings, "", *note]
+
+
+def _explanations(content: Content) -> list[str]:
+    explained = content.run.explained
+    if explained is None or explained.tests is None:
+        return []
+    rows = [
+        (t.title + (" (control)" if t.control else ""), "passed" if t.passed else "failed",
+         "; ".join(f"{'✓' if c.passed else '✗'} {c.name}: {c.reason}" for c in t.checks))
+        for t in explained.of_method
+    ]  # fmt: skip
+    return ["## Explanations", "", *table(("method", "tests", "each"), rows)]
 
 
 def _failed(content: Content) -> list[str]:

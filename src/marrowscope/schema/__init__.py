@@ -2,8 +2,12 @@
 
     index.csv        path,label,width,height,bytes,sha256,status[,group,slide,patient,original]
     split.csv        path,label,part[,fold]  with split.json beside it (seed, rule, class set, index hash, counts)
-    predictions.csv  path,status,predicted,confidence,<one column per class code>[,truth]
+    predictions.csv  path,status,predicted,confidence,<one column per class code>[,truth][,conformal_set][,ood_score]
+                     [,ood][,accepted]; a column is there where the model has such a thing, and its cells are empty in
+                     rows without an answer; conformal_set has codes with | between them (empty: no class fits), ood and
+                     accepted are 0 or 1
     evaluation.json  every figure as {value, low, high, n, method}
+    analysis.json    where a model errs: pairs, mistakes, doubtful labels, quality of the pictures, map of the features
     card.json        what a model is: classes, preprocessing, training data, scores (also in the ONNX metadata)
     run.json         how a run folder came about: data, seed, versions
 
@@ -13,6 +17,16 @@ Paths in tables are relative to the data folder and POSIX.
 
 from __future__ import annotations
 
+from marrowscope.schema.analysis import (
+    Analysis,
+    ConfusedPair,
+    DoubtfulCell,
+    FeatureMap,
+    LabelCandidate,
+    QualityBin,
+    QualityMeasure,
+    Study,
+)
 from marrowscope.schema.base import (
     NOT_A_MEDICAL_DEVICE,
     OK,
@@ -40,18 +54,34 @@ from marrowscope.schema.evaluation import (
     ConformalSets,
     Evaluation,
     Figure,
+    Novelty,
+    NoveltyScore,
     OperatingPoint,
     PublishedFigures,
     ReliabilityBin,
     RiskPoint,
+    Robustness,
+    RobustnessKind,
+    RobustnessPoint,
+    StrangerKind,
 )
+from marrowscope.schema.explanations import (
+    CascadeStep,
+    ExplainedPicture,
+    ExplanationCheck,
+    ExplanationGrid,
+    ExplanationMethod,
+    Explanations,
+    ExplanationTests,
+    MethodTests,
+)
+from marrowscope.schema.predictions import TRIAGE_COLUMNS, Predictions
 from marrowscope.schema.tables import (
     INDEX_COLUMNS,
     INDEX_EXTRA_COLUMNS,
     METRIC_COLUMNS,
     SPLIT_COLUMNS,
     IndexRow,
-    Predictions,
     Split,
     SplitRow,
     count_parts,
@@ -70,30 +100,53 @@ __all__ = [
     "OK",
     "PARTS",
     "SPLIT_COLUMNS",
+    "TRIAGE_COLUMNS",
+    "Analysis",
     "Calibration",
     "Card",
     "CardAcceptance",
     "CardConformal",
     "CardNovelty",
     "CardScaling",
+    "CascadeStep",
     "ClassFigures",
     "ConformalSets",
+    "ConfusedPair",
     "Document",
+    "DoubtfulCell",
     "Evaluation",
+    "ExplainedPicture",
+    "ExplanationCheck",
+    "ExplanationGrid",
+    "ExplanationMethod",
+    "ExplanationTests",
+    "Explanations",
+    "FeatureMap",
     "Figure",
     "Frozen",
     "IndexRow",
+    "LabelCandidate",
+    "MethodTests",
+    "Novelty",
+    "NoveltyScore",
     "OperatingPoint",
     "Part",
     "Predictions",
     "Preprocessing",
     "PublishedFigures",
+    "QualityBin",
+    "QualityMeasure",
     "ReliabilityBin",
     "RiskPoint",
+    "Robustness",
+    "RobustnessKind",
+    "RobustnessPoint",
     "RunInfo",
     "Split",
     "SplitInfo",
     "SplitRow",
+    "StrangerKind",
+    "Study",
     "TrainingData",
     "count_parts",
     "index_hash",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from marrowscope.schema.base import NOT_A_MEDICAL_DEVICE, Document, Frozen
 from marrowscope.schema.evaluation import Figure
@@ -38,6 +38,8 @@ class Preprocessing(Frozen):
         interpolation: Resampling filter (Pillow's, with antialiasing).
         mean: Subtracted from each RGB channel, on the 0..1 scale.
         std: Divided by, after that.
+        reduced_decode: Decode a JPEG that is much larger than the input at 1/2, 1/4 or 1/8 of its size. It is quicker,
+            and not the same to the last bit; so it is a property of the model, in training and afterwards.
     """
 
     size: int = Field(ge=16, le=1024)
@@ -46,6 +48,12 @@ class Preprocessing(Frozen):
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     channels: Literal["RGB"] = "RGB"
+    reduced_decode: bool = False
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_new(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Recipes and cards of before keep their text and their hash.
+        return {k: v for k, v in handler(self).items() if k != "reduced_decode" or v}
 
     @model_validator(mode="after")
     def _positive(self) -> Preprocessing:
@@ -66,7 +74,7 @@ class TrainingData(Frozen):
 
 
 class CardScaling(Frozen):
-    """Calibration that every later stage applies: probabilities are softmax(scale * logits + bias).
+    """Calibration that every later stage applies: probabilities are softmax(scale * ln p + bias), p = softmax(logits).
 
     Attributes:
         method: ``temperature`` (one scale for all classes, biases 0) or ``vector`` (Guo et al. 2017, ICML).
@@ -125,15 +133,18 @@ class CardAcceptance(Frozen):
 
     Attributes:
         accuracy: The wanted share, 0..1.
-        threshold: Least calibrated confidence; above 1 where no threshold reaches the share.
-        coverage: Share of validation cells that reach it.
+        threshold: Least calibrated confidence; above 1 where no threshold is known to reach the share.
+        coverage: Share of validation cells that are accepted: confident enough, and not out of distribution.
         fitted_on: Number of validation cells.
+        assurance: Probability, over validation sets, that cells like them are answered with that accuracy
+            (`evaluate.selective.assured_threshold`); None: the share was only seen on the validation cells.
     """
 
     accuracy: float = Field(gt=0.0, lt=1.0)
     threshold: float = Field(ge=0.0)
     coverage: float = Field(ge=0.0, le=1.0)
     fitted_on: int = Field(ge=1)
+    assurance: float | None = Field(default=None, gt=0.0, lt=1.0)
 
 
 class Card(Document):

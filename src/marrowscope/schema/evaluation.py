@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+from pydantic import Field
+
 from marrowscope.schema.base import Document, Frozen
 
 
@@ -76,6 +78,7 @@ class Calibration(Frozen):
         scale: Per class, in the order of the codes; empty without a vector.
         bias: Likewise.
         fitted_on: Number of (validation) images that the scaling was fitted on; 0 without one.
+        applied: Whether the judged answers have this scaling.
         figures: accuracy, expected_calibration_error, classwise_calibration_error, brier_loss, log_loss.
         by_chance: The expected_calibration_error that a perfectly calibrated model with these confidences would show
             on as many images: mean and the range of 95 %.
@@ -88,6 +91,7 @@ class Calibration(Frozen):
     scale: tuple[float, ...] = ()
     bias: tuple[float, ...] = ()
     fitted_on: int = 0
+    applied: bool = False
     figures: dict[str, Figure]
     by_chance: Figure
     per_class: dict[str, Figure]
@@ -107,14 +111,16 @@ class OperatingPoint(Frozen):
 
     Attributes:
         target: Accuracy asked for.
-        chosen_on: ``itself``: the same images, so the accuracy is reached by construction; or ``validation``.
+        chosen_on: ``itself``: the same images, so the accuracy is reached by construction; ``validation``: the least
+            threshold that reached it there, which is luck in part; or ``assured``: one that reaches it on new images in
+            9 of 10 cases, as far as the validation images tell (`evaluate.selective.assured_threshold`).
         threshold: Least confidence; None where no threshold reaches the target, and nothing is answered.
         coverage: Share of images answered.
         accuracy: Of those.
     """
 
     target: float
-    chosen_on: Literal["itself", "validation"]
+    chosen_on: Literal["itself", "validation", "assured"]
     threshold: float | None
     coverage: Figure
     accuracy: Figure
@@ -146,6 +152,107 @@ class ConformalSets(Frozen):
     per_class: dict[str, dict[str, Figure]]
 
 
+class NoveltyScore(Frozen):
+    """How well a score tells strange pictures from test cells.
+
+    Attributes:
+        auroc: How often a strange picture scores higher than a test cell.
+        fpr_at_95: Share of strange pictures that pass where 95 % of the test cells pass.
+    """
+
+    auroc: Figure
+    fpr_at_95: Figure
+
+
+class StrangerKind(Frozen):
+    """One kind of picture that the model has not learnt.
+
+    Attributes:
+        name: For example ``other classes``.
+        description: What they are and where they come from.
+        n: Pictures.
+        scores: By method, the one of the card among them.
+        flagged: Share above the card's threshold.
+        accepted: Share whose answer would be accepted, by the card's threshold of confidence and its flag.
+    """
+
+    name: str
+    description: str
+    n: int
+    scores: dict[str, NoveltyScore]
+    flagged: Figure
+    accepted: Figure | None = None
+
+
+class Novelty(Frozen):
+    """Whether the model notices what it has not learnt.
+
+    Attributes:
+        method: Of the card; what the score is: see `evaluate.novelty`.
+        threshold: Of the card; a score above it is flagged.
+        chosen_by: How the method was chosen: AUROC by stand-in for strangers, made of validation cells, then method.
+        flagged: Share of test cells above the threshold.
+        kinds: What it was judged on.
+        left_out: Kinds that could not be had, and why.
+    """
+
+    method: str
+    threshold: float
+    chosen_by: dict[str, dict[str, float]]
+    flagged: Figure
+    kinds: tuple[StrangerKind, ...]
+    left_out: dict[str, str] = Field(default_factory=dict)
+
+
+class RobustnessPoint(Frozen):
+    """Accuracy on changed pictures of one kind and strength.
+
+    Attributes:
+        strength: 1 to 5.
+        amount: What it stands for, in the unit of the kind (`evaluate.corruptions`).
+        accuracy: On the changed pictures.
+        change: That less the accuracy on the same pictures unchanged.
+        relative_drop: What share of the accuracy is lost.
+    """
+
+    strength: int
+    amount: float
+    accuracy: Figure
+    change: Figure
+    relative_drop: Figure
+
+
+class RobustnessKind(Frozen):
+    """One kind of change; `accuracy` and `relative_drop` are means over its strengths."""
+
+    kind: str
+    accuracy: Figure
+    relative_drop: Figure
+    points: tuple[RobustnessPoint, ...]
+
+
+class Robustness(Frozen):
+    """Accuracy when pictures are worse or other than those of training (`evaluate.corruptions`).
+
+    Attributes:
+        model: What answered: the run's checkpoint, or the name of an ONNX file.
+        seed: Of the choice of cells and of the directions of the changes.
+        n: Cells.
+        clean: Accuracy on the cells as they are.
+        accuracy: Mean over all kinds and strengths.
+        relative_drop: Share of the clean accuracy that is lost in that mean.
+        kinds: Each kind of change.
+    """
+
+    model: str
+    seed: int
+    n: int
+    clean: Figure
+    accuracy: Figure
+    relative_drop: Figure
+    kinds: tuple[RobustnessKind, ...]
+
+
 class Evaluation(Document):
     """How well predictions fit the truth (evaluation.json).
 
@@ -166,6 +273,8 @@ class Evaluation(Document):
         risk_coverage: By falling threshold, thinned to a few hundred points.
         operating_points: By target.
         conformal: Each method at each alpha, calibrated on validation.
+        novelty: Whether strange pictures are noticed; None where not asked for.
+        robustness: Accuracy on changed pictures; None where not asked for.
     """
 
     kind: ClassVar[str] = "evaluation"
@@ -192,3 +301,5 @@ class Evaluation(Document):
     risk_coverage: tuple[RiskPoint, ...] = ()
     operating_points: tuple[OperatingPoint, ...] = ()
     conformal: tuple[ConformalSets, ...] = ()
+    novelty: Novelty | None = None
+    robustness: Robustness | None = None

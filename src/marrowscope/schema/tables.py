@@ -1,22 +1,18 @@
-"""The tables: what a folder holds, what each image is used for, what a model answered, how an epoch went."""
+"""The tables: what a folder holds, what each image is used for, how an epoch went."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, NamedTuple
-
-import numpy as np
-import numpy.typing as npt
+from typing import NamedTuple
 
 from marrowscope.errors import FileFormatError
 from marrowscope.files import UNDECODABLE, UTF8, atomic_open, csv_line
-from marrowscope.schema.base import OK, PARTS, Part
+from marrowscope.schema.base import PARTS, Part
 from marrowscope.schema.documents import SplitInfo
+from marrowscope.schema.predictions import csv_rows
 
 
 class IndexRow(NamedTuple):
@@ -57,25 +53,12 @@ INDEX_EXTRA_COLUMNS = IndexRow._fields[7:]
 SPLIT_COLUMNS = SplitRow._fields[:3]
 
 
-def _csv_rows(path: Path, kind: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield (line number, cells) of a CSV file, the header first."""
-    try:
-        with Path(path).open(newline="", encoding=UTF8, errors=UNDECODABLE) as f:
-            reader = csv.reader(f, strict=True)
-            for row in reader:
-                yield reader.line_num, row
-    except OSError as e:
-        raise FileFormatError(f"Can't read the {kind} {path}: {e.strerror or e}.") from e
-    except csv.Error as e:
-        raise FileFormatError(f"{path} is not a {kind}: {e}.") from e
-
-
 def _table(path: Path, kind: str, columns: Sequence[str], extra: Sequence[str] = ()) -> Iterator[tuple[int, list[str]]]:
     """Yield the rows below a header that must be exactly `columns`, and then any of `extra` in their order.
 
     A row always has a cell for each of `columns` and of `extra`, empty where the file has no such column.
     """
-    rows = _csv_rows(path, kind)
+    rows = csv_rows(path, kind)
     _, header = next(rows, (0, []))
     further = header[len(columns) :]
     if tuple(header[: len(columns)]) != tuple(columns) or further != [c for c in extra if c in further]:
@@ -191,97 +174,6 @@ def count_parts(rows: Iterable[SplitRow]) -> dict[str, dict[str, int]]:
     for r in rows:
         out[r.part][r.label] = out[r.part].get(r.label, 0) + 1
     return {p: dict(sorted(c.items())) for p, c in out.items()}
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What a model said of N files, in the order they were given.
-
-    Attributes:
-        paths: N names as given.
-        status: N times ``ok``, or the reason why the file has no answer.
-        codes: The C class codes, in the order of the columns.
-        probs_NC: float64 (N, C); rows of `ok` files sum to 1, the others are nan.
-        truth: N class codes, or None where no truth is known.
-    """
-
-    paths: tuple[str, ...]
-    status: tuple[str, ...]
-    codes: tuple[str, ...]
-    probs_NC: npt.NDArray[np.float64]
-    truth: tuple[str, ...] | None = None
-
-    FIXED: ClassVar[tuple[str, ...]] = ("path", "status", "predicted", "confidence")
-
-    @property
-    def ok(self) -> npt.NDArray[np.bool_]:
-        """(N,) True where the file has an answer."""
-        return np.array([s == OK for s in self.status], dtype=bool)
-
-    def header(self) -> list[str]:
-        """Column names."""
-        return [*self.FIXED, *self.codes, *([] if self.truth is None else ["truth"])]
-
-    def rows(self) -> Iterator[list[str]]:
-        """Rows as text; empty cells where a file has no answer. Six significant digits keep 1e-6 of a probability."""
-        for i, (path, status) in enumerate(zip(self.paths, self.status, strict=True)):
-            truth = [] if self.truth is None else [self.truth[i]]
-            if status != OK:
-                yield [path, status, "", "", *([""] * len(self.codes)), *truth]
-                continue
-            p = self.probs_NC[i]
-            best = int(p.argmax())
-            yield [path, status, self.codes[best], f"{p[best]:.6g}", *(f"{v:.6g}" for v in p), *truth]
-
-    def write(self, path: Path) -> None:
-        """Write predictions.csv."""
-        with atomic_open(path) as f:
-            f.write(csv_line(self.header()))
-            f.writelines(map(csv_line, self.rows()))
-
-    @classmethod
-    def read(cls, path: Path) -> Predictions:
-        """Read predictions.csv, of this program or of another that keeps to its columns.
-
-        Raises:
-            FileFormatError: A column is missing, a number is none, or probabilities do not sum to 1 (within 1e-3).
-        """
-        rows = _csv_rows(path, "table of predictions")
-        _, header = next(rows, (0, []))
-        if tuple(header[:4]) != cls.FIXED or len(header) < 6:
-            raise FileFormatError(
-                f"{path} is not a table of predictions: its columns must be {','.join(cls.FIXED)}, then one per class "
-                f"code, then perhaps truth; they are {','.join(header)[:120]!r}."
-            )
-        columns = header[4:]
-        # A class code is three capitals; whatever stands behind them (truth, later columns) is not a probability.
-        codes = tuple(c for c in columns if len(c) == 3 and c.isupper())
-        where = {c: header.index(c) for c in columns}
-        has_truth = "truth" in where
-        paths, status, truth, probs = [], [], [], []
-        for line, row in rows:
-            if len(row) != len(header):
-                raise FileFormatError(f"{path}, line {line}: {len(row)} cells where the header has {len(header)}.")
-            paths.append(row[0])
-            status.append(row[1])
-            if has_truth:
-                truth.append(row[where["truth"]])
-            if row[1] != OK:
-                probs.append([math.nan] * len(codes))
-                continue
-            try:
-                p = [float(row[where[c]]) for c in codes]
-            except ValueError:
-                raise FileFormatError(f"{path}, line {line}: a probability is not a number.") from None
-            if not all(0.0 <= v <= 1.0 for v in p) or abs(sum(p) - 1.0) > 1e-3:
-                raise FileFormatError(
-                    f"{path}, line {line}: probabilities must lie in 0..1 and sum to 1 (they sum to {sum(p):.4g})."
-                )
-            probs.append(p)
-        array = np.array(probs, dtype=np.float64).reshape(len(paths), len(codes))
-        # Printed with six digits they sum to 1 within a few 1e-6; make it exact again.
-        array /= np.where(np.isnan(array).any(1, keepdims=True), 1.0, array.sum(1, keepdims=True))
-        return cls(tuple(paths), tuple(status), codes, array, tuple(truth) if has_truth else None)
 
 
 METRIC_COLUMNS = (

@@ -81,8 +81,8 @@ class TrainingReport:
             done=progress.step,
             total=steps * self._epochs,
             description=f"epoch {progress.epoch + 1}/{self._epochs}",
-            text=f"loss {sums['loss'] / sums['seen']:.3f}  "
-            f"acc {sums['correct'] / sums['seen']:.3f}  {rate:.0f} images/s",
+            text=f"loss {sums['loss'] / max(sums['seen'], 1):.3f}  "
+            f"acc {sums['correct'] / max(sums['seen'], 1):.3f}  {rate:.0f} images/s",
         )
 
     def epoch(self, progress: checkpoint.Progress) -> None:

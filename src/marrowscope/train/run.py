@@ -6,6 +6,7 @@ RUN/
     metrics.csv            one row an epoch               tensorboard/            the same curves
     best.safetensors       weights of the best epoch      card.json               what the model is
     last/                  state to resume from
+    teachers.json          where it has teachers; and their answers (teachers.safetensors) where kept
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ from marrowscope.config import Recipe, load_recipe, recipe_toml
 from marrowscope.data.folds import fold_split
 from marrowscope.data.index import build_index
 from marrowscope.data.provenance import is_synthetic, training_data
-from marrowscope.data.split import check_split, make_split, relabel
+from marrowscope.data.split import check_its_index, check_split, make_split, relabel
 from marrowscope.datasets import CellImages, pack_on_disk
-from marrowscope.errors import SplitError, TrainingError
+from marrowscope.errors import OutputError, SplitError, TrainingError
 from marrowscope.files import make_folder, sha256_file, write_text
 from marrowscope.models import build_model
 from marrowscope.schema import Card, RunInfo, Split, write_index, write_metrics
@@ -44,10 +45,12 @@ from marrowscope.train.checkpoint import (
     save_state,
     save_tensors,
 )
+from marrowscope.train.distil import check_unseen, keep_record, load_teachers, training_spec
 from marrowscope.train.loop import Learner, train_epoch, validate
 from marrowscope.train.progress import Reporter, TrainingReport
-from marrowscope.train.runtime import StopWish, make_fabric, versions
+from marrowscope.train.runtime import StopWish, compiled, make_fabric, synchronised, versions
 from marrowscope.train.schedule import Ema, make_optimizer
+from marrowscope.train.tally import STEPS_BETWEEN_LOOKS
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ def train(
     data: Path,
     out: Path,
     split: Path | None = None,
+    index: Path | None = None,
     fold: int | None = None,
     resume: bool = False,
     limit_seconds: float | None = None,
@@ -88,6 +92,8 @@ def train(
         out: Run folder; made if it isn't there.
         split: A split.csv; without it, the run indexes `data` and draws a split by the recipe's `data.ratios`,
             `data.cap` and `seed`.
+        index: The index that the split was drawn from, to check that it fits; without it, an index.csv beside the
+            split, if there is one.
         fold: With a split that has folds: test on this one, validate on the next, train on the rest.
         resume: Go on from the run's last state; starts from the beginning where there is none.
         limit_seconds: Stop at a checkpoint after this time.
@@ -103,7 +109,7 @@ def train(
     fabric = make_fabric(recipe.engine)
     with _lock(out, fabric), stop, Reporter(quiet or fabric.global_rank > 0) as reporter:
         if fabric.global_rank == 0:
-            _set_up_folder(recipe, data, out, _chosen_split(split, fold), resume, reporter)
+            _set_up_folder(recipe, data, out, _chosen_split(split, index, fold), resume, reporter)
         fabric.barrier()
         the_split = Split.read(out / "split.csv")
         if fabric.global_rank == 0:
@@ -137,7 +143,8 @@ def _lock(out: Path, fabric: Fabric) -> Iterator[None]:
         yield
 
 
-def _recipe_hash(recipe: Recipe) -> str:
+def recipe_hash(recipe: Recipe) -> str:
+    """SHA-256 of a recipe; a run goes on only with the same."""
     return hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()
 
 
@@ -151,14 +158,14 @@ def _set_up_folder(
             raise TrainingError(f"{out} holds a run already. Add --resume to go on with it, or choose another --out.")
         _check_same_recipe(load_recipe(config), recipe, config)
     if split is not None:
-        _check_fits(split, recipe)
-        chosen = _with_recipe_classes(split, recipe)
+        check_fits(split, recipe)
+        chosen = with_recipe_classes(split, recipe)
         if own_split.exists() and Split.read(own_split).rows != chosen.rows:
             raise TrainingError(f"This is not the split that the run was begun with ({own_split}). Leave --split out.")
     elif own_split.exists():
         chosen = Split.read(own_split)
     else:
-        chosen = _with_recipe_classes(_draw_split(recipe, data, out, reporter), recipe)
+        chosen = with_recipe_classes(draw_split(recipe, data, out, reporter), recipe)
     check_split(chosen, data)
     if not own_split.exists():
         chosen.write(own_split)
@@ -166,16 +173,21 @@ def _set_up_folder(
         write_text(config, recipe_toml(recipe))
 
 
-def _chosen_split(path: Path | None, fold: int | None) -> Split | None:
-    """The split that is given, or one fold of it."""
+def _chosen_split(path: Path | None, index: Path | None, fold: int | None) -> Split | None:
+    """The split that is given, or one fold of it, once it fits its index."""
     if path is None:
         if fold is not None:
             raise SplitError("--fold needs a --split with folds: marrowscope split INDEX --classes ... --folds 5")
+        if index is not None:
+            raise SplitError("--index is there to check a --split against it; give both, or neither.")
         return None
-    return Split.read(path) if fold is None else fold_split(Split.read(path), fold)
+    split = Split.read(path)
+    check_its_index(split, path, index)
+    return split if fold is None else fold_split(split, fold)
 
 
-def _draw_split(recipe: Recipe, data: Path, out: Path, reporter: Reporter) -> Split:
+def draw_split(recipe: Recipe, data: Path, out: Path, reporter: Reporter) -> Split:
+    """Index the images, keep the index in `out`, and draw the split that the recipe describes."""
     with reporter.task("index the images") as advance:
         rows = build_index(data, progress=advance)
     write_index(out / "index.csv", rows)
@@ -209,14 +221,15 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def _with_recipe_classes(split: Split, recipe: Recipe) -> Split:
+def with_recipe_classes(split: Split, recipe: Recipe) -> Split:
     """Merge and drop classes as the recipe says."""
     if not recipe.merge and not recipe.drop:
         return split
     return relabel(split, merge=recipe.merge, drop=recipe.drop, class_set=recipe.class_set_name)
 
 
-def _check_fits(split: Split, recipe: Recipe) -> None:
+def check_fits(split: Split, recipe: Recipe) -> None:
+    """Check that a split is of the recipe's classes, before merging and dropping."""
     wanted = class_set(recipe.classes).codes
     if tuple(split.info.codes) != wanted:
         raise SplitError(
@@ -238,32 +251,63 @@ def _write_run_info(recipe: Recipe, data: Path, out: Path, fabric: Fabric) -> No
 
 
 def _make_learner(fabric: Fabric, recipe: Recipe, data: Path, out: Path, split: Split, reporter: Reporter) -> Learner:
-    if recipe.engine.batch_size % fabric.world_size:
-        raise TrainingError(
-            f"engine.batch_size ({recipe.engine.batch_size}) must be a multiple of the {fabric.world_size} processes."
-        )
+    _check_shares(fabric, recipe, split)
+    start = Path(recipe.model.weights).parent
+    if recipe.model.weights not in {"hub", "none"} and (start / "split.csv").is_file():
+        check_unseen(start, split, f"The run of the start weights {recipe.model.weights}")
     codes = recipe.codes
     torch.manual_seed(recipe.seed)
     module = build_model(recipe.model, len(codes), recipe.image)
     if recipe.engine.channels_last:
         module = module.to(memory_format=torch.channels_last)
-    module = module.to(fabric.device)
+    module = synchronised(module.to(fabric.device), fabric)
     ema = Ema(module, copy.deepcopy(module), recipe.engine.ema) if recipe.engine.ema else None
-    model, optimizer = fabric.setup(module, make_optimizer(module, recipe.optimizer))
-    parts = {p: CellImages(data, split.part(p), codes, recipe.image) for p in ("train", "val")}
+    network = compiled(module, fabric) if recipe.engine.compile else module
+    model, optimizer = fabric.setup(network, make_optimizer(module, recipe.optimizer))
+    teachers = load_teachers(recipe, split, fabric)
+    if fabric.global_rank == 0:
+        keep_record(teachers, out)
+    train_images = CellImages(data, split.part("train"), codes, training_spec(recipe, teachers))
+    val_images = CellImages(data, split.part("val"), codes, recipe.image)
+    if teachers is not None:
+        with reporter.task("ask the teachers") as advance:
+            teachers.answer_all(train_images, out, advance)
+    _keep_pictures(recipe, {"train": train_images, "val": val_images}, out, reporter)
+    return Learner(fabric, recipe, module, model, optimizer, ema, train_images, val_images, len(codes), teachers)
+
+
+def _check_shares(fabric: Fabric, recipe: Recipe, split: Split) -> None:
+    """Every process must have pictures in every step."""
+    world, size = fabric.world_size, recipe.engine.batch_size
+    if world > 1 and (size % world or size < 2 * world):
+        raise TrainingError(
+            f"engine.batch_size ({size}) must be a multiple of the {world} processes, and {2 * world} or more."
+        )
+    for part in ("train", "val"):
+        pictures, least = len(split.part(part)), 2 * world if part == "train" else 1
+        if pictures < least:
+            raise SplitError(
+                f"The split has {pictures} picture(s) in the part {part!r}; training needs {least} or more."
+            )
+
+
+def _keep_pictures(recipe: Recipe, parts: dict[str, CellImages], out: Path, reporter: Reporter) -> None:
+    """Prepare the pictures once, in memory or on the disk, as the recipe says."""
     if recipe.data.cache == "memory":
         for name, images in parts.items():
             with reporter.task(f"read the {name} images") as advance:
                 images.fill_cache(advance)
     elif recipe.data.cache == "disk":
         folder = recipe.data.cache_folder
-        with reporter.task("check or make the picture cache") as advance:
-            pack_on_disk(list(parts.values()), Path(folder).expanduser() if folder else out.parent / "cache", advance)
-    return Learner(fabric, recipe, module, model, optimizer, ema, parts["train"], parts["val"], len(codes))
+        where = Path(folder).expanduser() if folder else out.parent / "cache"
+        # One file for each way of preparing: where there are teachers, the parts may differ in size.
+        for spec in dict.fromkeys(images.spec for images in parts.values()):
+            with reporter.task("check or make the picture cache") as advance:
+                pack_on_disk([images for images in parts.values() if images.spec == spec], where, advance)
 
 
 def _start_or_resume(learner: Learner, recipe: Recipe, out: Path) -> Progress:
-    fresh = Progress(recipe_sha256=_recipe_hash(recipe), split_sha256=sha256_file(out / "split.csv"))
+    fresh = Progress(recipe_sha256=recipe_hash(recipe), split_sha256=sha256_file(out / "split.csv"))
     state = load_state(out / "last")
     if state is None:
         return fresh
@@ -313,6 +357,8 @@ def _advance(learner: Learner, progress: Progress, place: _Place, stop: StopWish
     begin, longest = time.monotonic(), 60 * place.recipe.engine.checkpoint_minutes
 
     def should_pause(p: Progress) -> bool:
+        if learner.fabric.world_size > 1 and learner.fabric.device.type != "cpu" and p.step % STEPS_BETWEEN_LOOKS:
+            return False  # to agree is to wait for the device
         return _agreed(learner.fabric, bool(stop) or time.monotonic() - begin > longest)
 
     steps = len(learner.order(progress.epoch))
@@ -334,7 +380,7 @@ def _end_epoch(learner: Learner, progress: Progress, place: _Place) -> Progress:
         "train_loss": sums["loss"] / sums["seen"],
         "train_accuracy": sums["correct"] / sums["seen"],
         **scores,
-        "images_per_second": sums["seen"] / max(sums["seconds"], 1e-9) * learner.fabric.world_size,
+        "images_per_second": sums["seen"] / max(sums["seconds"], 1e-9),
         "seconds": sums["seconds"],
     }
     score = -scores["val_loss"] if recipe.engine.monitor == "val_loss" else scores[recipe.engine.monitor]
@@ -370,11 +416,14 @@ def _end_epoch(learner: Learner, progress: Progress, place: _Place) -> Progress:
 def _write_tensorboard(folder: Path, row: dict[str, float]) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
-    # purge_step hides what an interrupted run wrote of this epoch.
-    with SummaryWriter(str(folder), purge_step=int(row["epoch"])) as writer:
-        for name, value in row.items():
-            if name not in {"epoch", "step"}:
-                writer.add_scalar(name.replace("_", "/", 1), value, int(row["epoch"]))
+    try:
+        # purge_step hides what an interrupted run wrote of this epoch.
+        with SummaryWriter(str(folder), purge_step=int(row["epoch"])) as writer:
+            for name, value in row.items():
+                if name not in {"epoch", "step"}:
+                    writer.add_scalar(name.replace("_", "/", 1), value, int(row["epoch"]))
+    except OSError as e:
+        raise OutputError(f"Can't write {folder}: {e.strerror or e}. Make room, then --resume.") from e
 
 
 def _write_card(learner: Learner, place: _Place, progress: Progress) -> None:

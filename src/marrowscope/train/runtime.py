@@ -12,9 +12,12 @@ from typing import Any, Literal, Self
 
 import torch
 from lightning_fabric import Fabric
+from torch import nn
 
 import marrowscope
 from marrowscope.config import EngineConfig
+from marrowscope.errors import TrainingError
+from marrowscope.models import CellClassifier
 
 FabricPrecision = Literal["32-true", "bf16-mixed"]
 
@@ -52,6 +55,38 @@ def make_fabric(config: EngineConfig) -> Fabric:
     )
     fabric.launch()
     return fabric
+
+
+def synchronised(module: CellClassifier, fabric: Fabric) -> CellClassifier:
+    """Let batch norm take its statistics over all processes, where there are several and the device can (CUDA)."""
+    if fabric.world_size == 1 or fabric.device.type != "cuda":
+        return module
+    import timm.layers
+
+    # timm's own, for torch's loses the activation that timm's norms carry.
+    converted: CellClassifier = timm.layers.convert_sync_batchnorm(module)  # type: ignore[attr-defined,no-untyped-call]
+    return converted
+
+
+def compiled(module: CellClassifier, fabric: Fabric) -> nn.Module:
+    """The same network, which torch.compile turns into code of its own at the first step.
+
+    Raises:
+        TrainingError: torch.compile does not work here, mostly for want of a C++ compiler (CPU) or of Triton (GPU).
+    """
+    try:
+        probe = torch.compile(lambda x: (2 * x + 1).relu())(torch.ones(16, device=fabric.device))
+        working = bool((probe == 3).all())
+    except Exception as e:  # torch raises many types here, with pages of advice
+        reason = " ".join(str(e).split())[:200] or type(e).__name__
+        raise TrainingError(
+            f"engine.compile: torch.compile does not work here: {reason}. It needs a C++ compiler on a CPU (g++ or "
+            "clang++, or one that CXX names) and Triton on a GPU; install it, or leave engine.compile out."
+        ) from e
+    if not working:
+        raise TrainingError("engine.compile: the code that torch.compile makes here is wrong; leave it out.")
+    network: nn.Module = torch.compile(module)  # type: ignore[assignment]
+    return network
 
 
 def versions() -> dict[str, str]:

@@ -1,9 +1,9 @@
 "use strict";
-(() => {
+const report = (() => {
   const PAGE = 60;
   const byId = (id) => document.getElementById(id);
   const { codes, names, cells: raw } = JSON.parse(byId("cells-data").textContent);
-  const cells = raw.map(([path, truth, likeliest, sure, picture], place) => {
+  const cells = raw.map(([path, truth, likeliest, sure, picture, at], place) => {
     const [predicted, confidence] = likeliest[0];
     const right = truth === predicted;
     const sign = right ? "✓" : "✗";
@@ -12,7 +12,7 @@
       ? `${names[truth]}, recognised with ${sure} confidence`
       : `${names[truth]}, taken for ${names[predicted]} with ${sure} confidence`;
     const text = `${path} ${answer} ${words}`.replaceAll("\u00a0", " ").toLowerCase();
-    return { path, truth, predicted, confidence, likeliest, right, sign, answer, words, text, picture, place };
+    return { path, truth, predicted, confidence, likeliest, right, sign, answer, words, text, picture, at, place };
   });
   const filters = {
     truth: byId("f-truth"), predicted: byId("f-predicted"), answer: byId("f-answer"),
@@ -168,11 +168,15 @@
   for (const button of document.querySelectorAll("button[data-truth]")) {
     button.addEventListener("click", () => choosePair(button.dataset.truth, button.dataset.predicted));
   }
-  const chooseMatrix = () => {
-    const chosen = document.querySelector("input[name=matrix]:checked").value;
-    for (const table of matrices) table.parentElement.classList.toggle("off", table.id !== chosen);
+  // Of the radio buttons of a name, each shows one element; all are there without script and in print.
+  const switched = (name, shown) => {
+    const inputs = [...document.querySelectorAll(`input[name=${name}]`)];
+    const choose = () => {
+      for (const input of inputs) shown(input.value).classList.toggle("off", !input.checked);
+    };
+    for (const input of inputs) input.addEventListener("input", choose);
+    choose();
   };
-  byId("matrix-switch").addEventListener("input", chooseMatrix);
 
   // ------------------------------------------------------------------------------------------- sortable table
 
@@ -203,6 +207,8 @@
   });
 
   document.documentElement.classList.add("js");
-  chooseMatrix();
+  switched("matrix", (id) => byId(id).parentElement);
+  switched("map", byId);
   apply();
+  return { byId, cells, element, source, zoom };
 })();
