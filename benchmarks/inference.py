@@ -12,14 +12,16 @@ Sides, each in a process of its own, one after another in each round:
 - `torch`: timm's ResNet-50 at 224 px in eager fp32 PyTorch, from JPEG files to a CSV file, batches of 32; decoding as
   marrowscope's, because torchvision's would be slower. Once decoding in its own process and once in as many workers as
   there are cores; the faster one counts.
-- `predict`: `marrowscope.infer.predict_files` from the same JPEG files to a CSV file.
-- `bare`: an onnxruntime session with its default options, fed arrays that were decoded before the clock starts.
+- `predict`: `marrowscope.infer.predict_files`, as the command calls it, from the same JPEG files to a CSV file.
+- `bare`: an onnxruntime session with its default options and a thread a core, fed arrays that were decoded before the
+  clock starts. Once in batches of 32 and once in those of `predict`; the faster one counts.
 
 Opening a model and a first batch come before the clock starts, on every side. A ratio is the median over the rounds of
 the ratios within a round. `--clock cpu` counts the processor's time that a side uses, for machines where other work
 takes much of it (a side that waits for another process, such as the workers of `torch`, is then left out).
 
-Peak memory: `predict` with the fast model on SMALL and on LARGE numbers of (hard-linked) files, in fresh processes.
+Peak memory: `predict` with the fast model on SMALL and on LARGE numbers of (hard-linked) files, in fresh processes
+(the peak of the process's own pages, `VmHWM` of Linux).
 
 Goals: see `GOALS`.
 """
@@ -30,7 +32,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -38,12 +39,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from marrowscope.cells import CLASS_SETS
 from marrowscope.images import load_prepared
+from marrowscope.infer.predictor import BATCH_SIZE
 from marrowscope.schema import Card, Preprocessing, TrainingData
 
 CODES = CLASS_SETS["marrow-21"].codes
@@ -122,7 +124,7 @@ def _card(network: str, spec: Preprocessing, parameters: int) -> Card:
 class Clock:
     """Seconds of the wall and of the processor."""
 
-    def __enter__(self) -> Clock:
+    def __enter__(self) -> Self:
         self.wall, self.cpu = time.perf_counter(), time.process_time()
         return self
 
@@ -132,17 +134,17 @@ class Clock:
 
 def run_predict(model: Path, files: list[Path], output: Path) -> dict[str, float]:
     """`predict` from files to CSV."""
-    from marrowscope.infer import Classifier, predict_files
+    from marrowscope.infer import load_predictor, predict_files
 
-    classifier = Classifier.load(model)
-    classifier.predict(files[:BATCH])
+    predictor = load_predictor([model], threads=1)
+    predictor.predict(files[:BATCH])
     with Clock() as clock:
-        summary = predict_files(classifier, files, output)
+        summary = predict_files(predictor, files, output)
     assert summary.ok == len(files)
     return {"images": len(files), "wall": clock.wall, "cpu": clock.cpu}
 
 
-def run_bare(model: Path, files: list[Path]) -> dict[str, float]:
+def run_bare(model: Path, files: list[Path], batch: int) -> dict[str, float]:
     """A session with default options, fed ready arrays."""
     import onnxruntime as ort
 
@@ -153,10 +155,10 @@ def run_bare(model: Path, files: list[Path]) -> dict[str, float]:
     options.intra_op_num_threads = len(os.sched_getaffinity(0))  # the default counts cores that we may not use
     session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     pictures = np.stack([load_prepared(p, spec) for p in files])
-    session.run(["logits"], {"images": pictures[:BATCH]})
+    session.run(["logits"], {"images": pictures[:batch]})
     with Clock() as clock:
-        for start in range(0, len(pictures), BATCH):
-            session.run(["logits"], {"images": pictures[start : start + BATCH]})
+        for start in range(0, len(pictures), batch):
+            session.run(["logits"], {"images": pictures[start : start + batch]})
     return {"images": len(files), "wall": clock.wall, "cpu": clock.cpu}
 
 
@@ -193,16 +195,17 @@ def run_torch(files: list[Path], output: Path, workers: int) -> dict[str, float]
 
 def run_memory(model: Path, folder: Path, output: Path) -> dict[str, float]:
     """Peak memory of predicting a folder."""
-    from marrowscope.infer import Classifier, predict_files
+    from marrowscope.infer import load_predictor, predict_files
 
-    summary = predict_files(Classifier.load(model), [folder], output)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"images": summary.ok, "wall": summary.seconds, "peak_mib": peak}
+    summary = predict_files(load_predictor([model], threads=1), [folder], output)
+    # getrusage would give that of the process that started this one, where it was larger.
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return {"images": summary.ok, "wall": summary.seconds, "peak_mib": int(status["VmHWM"].split()[0]) / 1024}
 
 
 def side(name: str, options: dict[str, Any]) -> dict[str, float]:
     """Run one side in this process."""
-    kind, network, precision = name.split()
+    kind, network, precision, *way = name.split()
     files = [Path(p) for p in options["files"]]
     model = Path(options["models"].get(f"{network}-{precision}", ""))
     with tempfile.TemporaryDirectory() as out:
@@ -211,7 +214,10 @@ def side(name: str, options: dict[str, Any]) -> dict[str, float]:
         if kind == "predict":
             return run_predict(model, files, Path(out) / "p.csv")
         if kind == "bare":
-            return run_bare(model, files)
+            return run_bare(model, files, int(way[0]))
+        if kind == "models":
+            make_models(Path(options["folder"]), files, set(options["only"]))
+            return {}
         return run_torch(files, Path(out) / "p.csv", int(precision))
 
 
@@ -232,10 +238,13 @@ def apart(name: str, options: dict[str, Any], cores: list[int]) -> dict[str, flo
 
 
 def rates(found: dict[str, dict[str, float]], clock: str) -> dict[str, float]:
-    """Images a second of each side of one round; of the ways of `torch` the faster one."""
-    out = {name: r["images"] / r[clock] for name, r in found.items()}
-    ways = [v for n, v in out.items() if n.startswith("torch")]
-    return {**{n: v for n, v in out.items() if not n.startswith("torch")}, "torch resnet50": max(ways)}
+    """Images a second of each side of one round; where a side has several ways, of the fastest one."""
+    out: dict[str, float] = {}
+    for name, r in found.items():
+        words = name.split()
+        side_name = " ".join(words[: 2 if words[0] == "torch" else 3])
+        out[side_name] = max(out.get(side_name, 0.0), r["images"] / r[clock])
+    return out
 
 
 def link(cells: list[Path], folder: Path, files: int) -> None:
@@ -290,13 +299,15 @@ def main() -> None:
 
 def measure(given: argparse.Namespace, files: list[str], cells: list[Path], work: Path, cores: list[int]) -> None:
     """Make the models, run all rounds, print the tables."""
-    make_models(work, [Path(f) for f in files], set(given.only))
+    # In a process of its own: making them takes gigabytes.
+    apart("models all none", {"models": {}, "files": files, "folder": str(work), "only": given.only}, cores)
     models = {p.stem: str(p) for p in work.glob("*.onnx")}
     if given.fast:
         models["fast-int8"] = str(given.fast.absolute())
     options: dict[str, Any] = {"models": models, "files": files}
     ways = ["torch resnet50 0"] + ([f"torch resnet50 {len(cores)}"] if given.clock == "wall" else [])
-    sides = [f"{k} {n} {p}" for n in given.only for k, p in (("predict", "int8"), ("bare", "int8"), ("bare", "fp32"))]
+    sides = [f"predict {n} int8" for n in given.only]
+    sides += [f"bare {n} {p} {b}" for n in given.only for p in ("int8", "fp32") for b in (BATCH_SIZE, BATCH)]
     rounds = []
     for number in range(given.rounds):
         found = {w: apart(w, {**options, "files": files[: max(BATCH, len(files) // 4)]}, cores) for w in ways}

@@ -116,7 +116,8 @@ def main() -> None:
         f"{options.draws} mixtures of {options.cells} cells out of {len(truth)} test cells; {len(test.codes)} classes;"
     )
     print(
-        f"confusions of {known.confusion_CC.sum()} validation cells; accepted from a confidence of {known.threshold:.3f}.\n"
+        f"confusions of {known.confusion_CC.sum()} validation cells; "
+        f"accepted from a confidence of {known.threshold:.3f}.\n"
     )
     print("| count | mean absolute error, points | less than raw | intervals that hold the truth |\n|---|---|---|---|")
     again = rng.integers(0, options.draws, (2000, options.draws))
@@ -126,7 +127,8 @@ def main() -> None:
         a, b = percentile_interval(less[again].mean(1))
         gain = "" if i == 0 else f"{less.mean():.2f} ({a:.2f} to {b:.2f})"
         print(
-            f"| {way} | {errors[:, i].mean():.2f} ({low:.2f}–{high:.2f}) | {gain} | {100 * covered[:, i].mean():.0f} % |"
+            f"| {way} | {errors[:, i].mean():.2f} ({low:.2f}–{high:.2f}) | {gain} "
+            f"| {100 * covered[:, i].mean():.0f} % |"
         )
 
 

@@ -202,6 +202,8 @@ def test_what_the_model_would_not_answer_for_is_counted_apart() -> None:
     assert (out.counted, out.rows[0].count) == (20, 20)
     assert out.reasons() == {"out of distribution": 20, "not accepted": 20}
     assert [c.path for c in out.review if c.reason == "out of distribution"] == [f"{i}.jpg" for i in range(0, 60, 3)]
+    assert any("40 cells are left for review and not counted" in w for w in out.warnings)
+    assert not any("left for review" in w for w in count(judged(), review=False).warnings)
     assert count(judged(), review=False).counted == 60
     assert count(judged(), review=False).review == ()
 

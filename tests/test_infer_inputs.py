@@ -151,7 +151,7 @@ def test_lists_come_back_however_they_are_cut(listed: list[bytes], size: int) ->
 
     whole = b"".join(name.replace(b"\n", b"x") + b"\n" for name in listed)
     want = [os.fsdecode(name.replace(b"\n", b"x").removesuffix(b"\r")) for name in listed]
-    assert list(inputs._listed(Slow(whole))) == want
+    assert list(inputs.listed(Slow(whole))) == want
 
 
 def test_list_through_a_real_pipe(here: Path, tmp_path: Path, model: Classifier) -> None:

@@ -38,7 +38,7 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(model_path: Path) -> Classifier:
-    return Classifier.load(model_path, threads=1)
+    return Classifier.load(model_path)  # a thread a core, and so one inference at a time
 
 
 @pytest.fixture(scope="module")

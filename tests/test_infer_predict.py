@@ -326,7 +326,38 @@ def test_memory_is_bounded(model: Classifier, cells: Path, monkeypatch: pytest.M
     monkeypatch.setattr(predict, "_answer", counted_answer)
     many = [str(cells)] * 20
     assert len(predict_to_predictions(model, many, batch_size=8).paths) == 460
-    assert peak <= 4 * 8
+    assert peak <= predict.AHEAD + 3 * 8
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 5])
+def test_several_inferences_at_a_time_keep_the_order(
+    model: Classifier, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lanes: int
+) -> None:
+    (cells / "b" / "bad.png").write_text("text")
+    predict_files(model, [cells], tmp_path / "one.csv", lanes=1)
+    answer, inside, most, lock = predict._answer, 0, 0, threading.Lock()
+
+    def slow_at_first(m: Classifier, batch: list[tuple[str, images.Pixels | ImageError]]) -> Predictions:
+        nonlocal inside, most
+        with lock:
+            inside += 1
+            most = max(most, inside)
+        time.sleep(0.2 if batch[0][0].endswith("00.png") else 0.02)
+        with lock:
+            inside -= 1
+        return answer(m, batch)
+
+    monkeypatch.setattr(predict, "_answer", slow_at_first)
+    predict_files(model, [cells], tmp_path / "many.csv", batch_size=2, lanes=lanes)
+    assert most == lanes
+    assert (tmp_path / "many.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
+
+
+def test_lanes_leave_no_core_idle(model: Classifier, model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predict, "available_cores", lambda: 6)
+    assert predict.lanes_of(model) == 6
+    assert predict.lanes_of(Classifier.load(model_path, threads=4)) == 1
+    assert predict.lanes_of(Classifier.load(model_path, threads=3)) == 2
 
 
 # ---------------------------------------------------------------------------------------------------------- torch-free

@@ -20,7 +20,8 @@ FLOORS: dict[str, int] = {
     "images": 1, "data": 1, "evaluate": 1, "differential": 1, "holdout": 1, "analysis": 1, "triage": 1,
     # torch stages, and inference
     "models": 2, "augment": 2, "datasets": 2, "infer": 2, "occlusion": 2, "outputs": 2,
-    "train": 3, "fit": 3, "score": 3, "strangers": 3, "trials": 3, "modelcards": 3, "explain": 3, "features": 3, "export": 3, "show": 3,
+    "train": 3, "fit": 3, "score": 3, "strangers": 3, "trials": 3, "modelcards": 3, "explain": 3, "features": 3,
+    "export": 3, "show": 3,
     "cluster": 3, "report": 4, "doctor": 4, "serve": 4,
     "cli": 5,
 }  # fmt: skip

@@ -4,28 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from marrowscope.analysis import analyse_csv
-from marrowscope.datasets import CellImages, batches
+from marrowscope.datasets import CellImages
 from marrowscope.errors import FileFormatError
 from marrowscope.files import sha256_file
-from marrowscope.models import CellClassifier, load_run_model
+from marrowscope.models import load_run_model
+from marrowscope.outputs import cell_outputs
 from marrowscope.schema import OK, Analysis, Evaluation, Part, Predictions, RunInfo, SplitRow
+from marrowscope.score import group_names
 
 Features = npt.NDArray[np.float32]
-
-
-def penultimate(model: CellClassifier, images_BCHW: torch.Tensor) -> torch.Tensor:
-    """What a network's last layer decides on, (B, D): pooled features behind its last normalisation."""
-    backbone: Any = model.backbone
-    normalised = (images_BCHW.to(model.mean.dtype) - model.mean) / model.std
-    out: torch.Tensor = backbone.forward_head(backbone.forward_features(normalised), pre_logits=True)
-    return out
 
 
 def run_features(
@@ -33,7 +25,6 @@ def run_features(
     rows: Sequence[SplitRow],
     *,
     data: Path,
-    batch_size: int = 64,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Features]:
     """Features of some cells from a run's best model, float32, by path.
@@ -42,7 +33,6 @@ def run_features(
         run: Run folder.
         rows: The cells; labels are not looked at.
         data: Folder or archive of images.
-        batch_size: Pictures at a time.
         progress: Called with (done, total).
 
     Raises:
@@ -50,17 +40,8 @@ def run_features(
         DataError: A picture can't be read.
     """
     model, card = load_run_model(run)
-    images = CellImages(data, rows, card.codes, card.preprocessing)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = model.to(device)
-    places = np.arange(len(images))
-    parts: list[Features] = []
-    with torch.inference_mode():
-        for batch in batches(images, [places[i : i + batch_size] for i in range(0, len(places), batch_size)]):
-            parts.append(penultimate(model, batch.images.to(device)).float().cpu().numpy())
-            if progress is not None:
-                progress(sum(map(len, parts)), len(images))
-    return {row.path: vector for row, vector in zip(rows, np.concatenate(parts), strict=True)}
+    outputs = cell_outputs(model, CellImages(data, rows, card.codes, card.preprocessing), progress=progress)
+    return {row.path: vector for row, vector in zip(rows, outputs.features_ND, strict=True)}
 
 
 def analyse_run(
@@ -103,17 +84,13 @@ def analyse_run(
     if Evaluation.read(judged).predictions_sha256 != sha256_file(table):
         raise FileFormatError(f"{table} is not the table that {judged.name} was made from. {again}")
     folder = Path(RunInfo.read(run / "run.json").data) if data is None else Path(data)
-    features = None
-    if with_map:
-        predictions = Predictions.read(table)
-        assert predictions.truth is not None  # it was judged
-        rows = [
-            SplitRow(path, truth, part)
-            for path, status, truth in zip(predictions.paths, predictions.status, predictions.truth, strict=True)
-            if status == OK
-        ]
-        features = run_features(run, rows, data=folder, progress=progress) if rows else None
-    result = analyse_csv(table, part=part, data=folder, features=features, seed=seed, progress=progress)
+    predictions = Predictions.read(table)
+    assert predictions.truth is not None  # it was judged
+    rows = [SplitRow(path, truth, part) for path, truth in zip(predictions.paths, predictions.truth, strict=True)]
+    answered = [row for row, status in zip(rows, predictions.status, strict=True) if status == OK]
+    features = run_features(run, answered, data=folder, progress=progress) if with_map and answered else None
+    groups = group_names(run, rows, folder, None)
+    result = analyse_csv(table, part=part, data=folder, groups=groups, features=features, seed=seed, progress=progress)
     where = output or run / f"analysis{suffix}.json"
     result.write(where)
     return result, where

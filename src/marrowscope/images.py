@@ -270,7 +270,7 @@ def _cut(image: Image.Image, spec: Preprocessing) -> Image.Image:
     width, height = image.size
     side = min(height, width) * spec.crop
     box = ((width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2)
-    if box == (0, 0, spec.size, spec.size):
+    if box == (0.0, 0.0, float(spec.size), float(spec.size)):
         return image
     return image.resize((spec.size, spec.size), _FILTERS[spec.interpolation], box=box)
 

@@ -14,6 +14,7 @@ from marrowscope.analysis import analyse_csv, feature_map
 from marrowscope.analysis.pictures import Pictures
 from marrowscope.errors import DataError, FileFormatError, ImageError
 from marrowscope.files import sha256_file
+from marrowscope.images import load_prepared
 from marrowscope.schema import OK, Analysis, Predictions
 from tiny import TINY_CODES
 
@@ -117,16 +118,19 @@ def judged_run(tiny_run: Path, tmp_path: Path) -> Path:
 
 def test_features_are_what_the_last_layer_decides_on(tiny_run: Path) -> None:
     torch = pytest.importorskip("torch")
-    from marrowscope.features import penultimate
+    from marrowscope.features import run_features
     from marrowscope.models import load_run_model
+    from marrowscope.schema import RunInfo, Split
 
     model, card = load_run_model(tiny_run)
-    size = card.preprocessing.size
-    images = torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8)
+    rows, data = Split.read(tiny_run / "split.csv").part("test"), Path(RunInfo.read(tiny_run / "run.json").data)
+    found = run_features(tiny_run, rows, data=data)
+    assert list(found) == [r.path for r in rows]
     backbone: Any = model.backbone
     with torch.inference_mode():
-        decided = backbone.get_classifier()(penultimate(model, images))
-        torch.testing.assert_close(decided, model(images))
+        logits = backbone.get_classifier()(torch.from_numpy(np.stack(list(found.values()))))
+        pixels = np.stack([load_prepared(data / r.path, card.preprocessing) for r in rows])
+        torch.testing.assert_close(logits, model(torch.from_numpy(pixels).permute(0, 3, 1, 2)), rtol=1e-4, atol=1e-5)
 
 
 def test_a_run_is_analysed_and_reported(judged_run: Path, invoke: Any) -> None:

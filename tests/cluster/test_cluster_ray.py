@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from marrowscope.cluster import MANIFEST, Manifest, predict_cluster
+from marrowscope.cluster import MANIFEST, Manifest, predict_cluster, run
 from marrowscope.cluster.run import _Report
 from marrowscope.errors import ClusterError, DataError, OutputError
 from marrowscope.infer import load_predictor, predict_files
@@ -177,6 +177,18 @@ def test_a_store_as_source_and_target(
     assert got == want
     summary = predict_cluster([model_path], [f"s3://{bucket}/in/"], f"s3://{bucket}/out/", resume=True)
     assert (summary.total, summary.ok, summary.resumed) == (11, 10, 11)
+
+
+def test_a_client_has_the_job_run_inside_the_cluster(
+    cluster: str, model_path: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "_from_afar", lambda: True)
+    seen = list[tuple[int, int]]()
+    summary = predict_cluster(
+        [model_path], [str(pictures)], str(tmp_path / "target"), progress=lambda *n: seen.append(n)
+    )
+    assert (summary.total, summary.ok, seen) == (11, 10, [(0, 11), (11, 11)])
+    assert pq.read_table(tmp_path / "target").equals(single(model_path, pictures, tmp_path / "one.parquet"))
 
 
 # --------------------------------------------------------------------------------------------------------------- errors

@@ -25,21 +25,35 @@ from marrowscope.schema import (
     FeatureMap,
     Figure,
     LabelCandidate,
+    Novelty,
+    NoveltyScore,
     OperatingPoint,
     Predictions,
     Preprocessing,
     PublishedFigures,
     ReliabilityBin,
     RiskPoint,
+    Robustness,
+    RobustnessKind,
+    RobustnessPoint,
     RunInfo,
     Split,
     SplitInfo,
     SplitRow,
+    StrangerKind,
     TrainingData,
     count_parts,
     write_metrics,
 )
 from marrowscope.schema.analysis import spelled
+from marrowscope.schema.explanations import (
+    ExplainedPicture,
+    ExplanationCheck,
+    ExplanationMethod,
+    Explanations,
+    ExplanationTests,
+    MethodTests,
+)
 
 CODES = ("ART", "BLA", "EBO", "LYT", "MYB", "NGB", "NGS", "PMO")
 STRANGE = (
@@ -148,6 +162,104 @@ def _conformal(e: Evaluation, method: Literal["split", "class-conditional"]) -> 
     )
 
 
+def _novelty(e: Evaluation) -> Novelty:
+    some = _figure(0.9, e.n)
+    score = NoveltyScore(auroc=_figure(0.812, e.n), fpr_at_95=_figure(0.437, e.n))
+    kind = StrangerKind(
+        name="other classes",
+        description="cells of <b>others</b>",
+        n=108,
+        scores={"energy": score, "knn": score},
+        flagged=_figure(0.345, 108),
+        accepted=_figure(0.123, 108),
+    )
+    left = {"photographs": "none <at hand>"}
+    chosen = {"stain": {"energy": 0.8, "knn": 0.7}}
+    return Novelty(method="energy", threshold=-3.2, chosen_by=chosen, flagged=some, kinds=(kind,), left_out=left)
+
+
+def _robustness(e: Evaluation) -> Robustness:
+    drop = _figure(0.234, e.n)
+    points = tuple(
+        RobustnessPoint(
+            strength=s, amount=s / 10, accuracy=_figure(0.9 - s / 10, e.n), change=_figure(0.1, e.n), relative_drop=drop
+        )
+        for s in range(1, 6)
+    )
+    kinds = tuple(
+        RobustnessKind(kind=k, accuracy=_figure(0.6, e.n), relative_drop=drop, points=points) for k in ("stain", "blur")
+    )
+    return Robustness(
+        model="checkpoint",
+        seed=0,
+        n=e.n,
+        clean=_figure(0.85, e.n),
+        accuracy=_figure(0.678, e.n),
+        relative_drop=drop,
+        kinds=kinds,
+    )
+
+
+def _write_explanations(run: Path, paths: list[str]) -> None:
+    """Heat maps of two cells by two methods, one map missing, and their tests."""
+    folder = run / "explanations"
+    (folder / "overlays").mkdir(parents=True)
+    methods = tuple(
+        ExplanationMethod(name=n, title=f"Title of {n}", about="somebody", class_specific=True)
+        for n in ("good", "bad", "third", "fourth")
+    )
+    pictures = []
+    for i, path in enumerate(paths):
+        overlays = {n: f"overlays/{i}-{n}.png" for n in ("good", "bad")}
+        for name in list(overlays.values())[: 2 - i]:
+            Image.fromarray(np.full((60, 120, 3), 90 * i + 50, np.uint8)).save(folder / name)
+        pictures.append(
+            ExplainedPicture(
+                path=path, status=OK, truth="BLA", predicted="BLA" if i else "LYT", confidence=0.75, overlays=overlays
+            )
+        )
+    Explanations(
+        model="m",
+        program="marrowscope",
+        weights_sha256="1" * 64,
+        synthetic=True,
+        size=96,
+        methods=methods,
+        pictures=tuple(pictures),
+        grids=(),
+    ).write(folder / "explanations.json")
+    tests = tuple(
+        MethodTests(
+            method=n,
+            title=f"Title of {n}",
+            control=n == "control",
+            figures={"pointing_game": _figure(0.777, 40)},
+            deletion=(0.9, 0.5, 0.1),
+            insertion=(0.1, 0.6, 0.9),
+            cascade=(),
+            checks=(ExplanationCheck(name="where", passed=n == "good", counted=True, reason="0.8 <b>above</b> 0.5"),),
+            passed=n == "good",
+        )
+        for n in ("bad", "control", "good")
+    )
+    ExplanationTests(
+        model="m",
+        program="marrowscope",
+        weights_sha256="1" * 64,
+        part="test",
+        synthetic=True,
+        n=40,
+        right=30,
+        phantoms=20,
+        phantoms_right=15,
+        cell_area=_figure(0.4, 20),
+        nucleus_area=_figure(0.2, 20),
+        settings={"seed": 0},
+        thresholds={"where": 0.5},
+        methods=tests,
+    ).write(run / "explanation-tests.json")
+
+
 def _judged_further(e: Evaluation) -> Evaluation:
     """With all that an evaluation may hold beside the plain figures."""
     some, nothing = _figure(0.9, e.n), _figure(None, 0)
@@ -172,6 +284,8 @@ def _judged_further(e: Evaluation) -> Evaluation:
             ),
             "operating_points": (reached, missed),
             "conformal": (_conformal(e, "split"), _conformal(e, "class-conditional")),
+            "novelty": _novelty(e),
+            "robustness": _robustness(e),
         }
     )
 
@@ -324,6 +438,7 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
         (_judged_further(evaluation) if further else evaluation).write(run / "evaluation.json")
         if analysed:
             _write_analysis(run, predictions)
+            _write_explanations(run, paths[:2])
         if training:
             rows = [SplitRow(p, t, "test") for p, t in zip(paths, truth, strict=True)]
             rows += [SplitRow(f"{c}/train_{i}.jpg", c, "train") for c in CODES for i in range(8 * n // len(CODES))]

@@ -177,7 +177,7 @@ def test_a_cell_of_the_map_is_pointed_at(open_page: Callable[..., Any]) -> None:
     cells = json.loads(page.inner_text("#cells-data"))["cells"]
     path, _, _, _, _, (x, y) = next(c for c in cells if c[5])
     page.locator("#map-stage-truth .map-stage").scroll_into_view_if_needed()
-    box = page.locator("#map-stage-truth svg").bounding_box()
+    box = page.locator("#map-stage-truth svg.chart").bounding_box()
     place = (box["x"] + x / 400 * box["width"], box["y"] + y / 400 * box["height"])
     page.mouse.move(*place)
     assert page.inner_text("#map-cell .path") == path
@@ -197,7 +197,7 @@ def test_the_map_works_by_touch(open_page: Callable[..., Any]) -> None:
     cells = json.loads(page.inner_text("#cells-data"))["cells"]
     path, _, _, _, _, (x, y) = next(c for c in cells if c[5])
     page.locator("#map-stage-truth .map-stage").scroll_into_view_if_needed()
-    box = page.locator("#map-stage-truth svg").bounding_box()
+    box = page.locator("#map-stage-truth svg.chart").bounding_box()
     place = (box["x"] + x / 400 * box["width"], box["y"] + y / 400 * box["height"])
     page.touchscreen.tap(*place)
     assert page.inner_text("#map-cell .path") == path

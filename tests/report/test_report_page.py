@@ -17,14 +17,15 @@ from marrowscope.report import words, write_charts, write_report
 from marrowscope.report.answers import Answer, choose
 from marrowscope.report.words import percent, shown
 from marrowscope.schema import NOT_A_MEDICAL_DEVICE, Analysis, Evaluation, Predictions
+from marrowscope.schema.explanations import Explanations, ExplanationTests
 
 MakeRun = Callable[..., Path]
 SECTIONS = (
-    "headline curves matrix classes published calibration selective conformal gallery pairs mistakes uncertain doubts "
-    "map quality failed data card again"
+    "headline curves matrix classes published calibration selective conformal novelty robustness gallery pairs "
+    "mistakes uncertain doubts map quality explanations failed data card again"
 ).split()
-FURTHER = {"published", "calibration", "selective", "conformal"}
-ANALYSED = {"map", "quality"}
+FURTHER = {"published", "calibration", "selective", "conformal", "novelty", "robustness"}
+ANALYSED = {"map", "quality", "explanations"}
 VOID = {"meta", "link", "img", "input", "br"}
 
 
@@ -202,8 +203,9 @@ def test_nothing_comes_from_the_network(page: Page, html: str) -> None:
 def test_pictures_have_alternatives_and_charts_titles(page: Page) -> None:
     assert all(a.get("alt") is not None for a in page.all("img"))
     charts = [a for a in page.all("svg") if a.get("class") == "chart"]
-    # Two curves, recall, two reliabilities, risk, five measures, three maps.
-    assert len(charts) == len(page.all("desc")) == 14
+    # Two curves, recall, two reliabilities, risk, strange pictures, two changes; five measures, three maps and three
+    # methods of explaining.
+    assert len(charts) == len(page.all("desc")) == 20
 
 
 def test_failed_files_are_counted_and_named(page: Page) -> None:
@@ -297,6 +299,51 @@ def test_the_error_analysis_is_shown(page: Page, run: Path) -> None:
     assert "Trustworthiness 0.900" in text
 
 
+def test_strange_and_changed_pictures_are_shown(page: Page, run: Path) -> None:
+    e = Evaluation.read(run / "evaluation.json")
+    text = (run / "report.md").read_text(encoding="utf-8")
+    assert e.novelty is not None
+    assert e.robustness is not None
+    kind, changed = e.novelty.kinds[0], e.robustness.kinds[0].points[3]
+    for figure in (kind.flagged, kind.accepted, kind.scores["energy"].auroc, e.robustness.accuracy, changed.accuracy):
+        assert str(figure) in page.words
+        assert str(figure) in text
+    assert "cells of <b>others</b>" in page.words
+    assert "Not judged on photographs: none <at hand>" in page.words
+
+
+def test_explanations_are_shown_with_their_tests(page: Page, run: Path) -> None:
+    words = page.words.split("Explanations Heat maps")[1]
+    # What passed stands before what failed, and the control is last of the table.
+    assert words.index("Title of good") < words.index("Title of third")
+    assert "✓ passed" in words
+    assert words.index("Title of bad ✗ failed") < words.index("Title of controlcontrol")
+    assert "0.8 <b>above</b> 0.5" in words
+    assert "1 heat maps could not be read" in words
+    images = [a for a in page.all("img") if "heat by Title of" in (a.get("alt") or "")]
+    assert len(images) == 3
+    assert all((a["src"] or "").startswith("data:image/jpeg;base64,/9j/") for a in images)
+    assert "other weights" not in words
+
+
+def test_heat_maps_of_other_weights_are_warned_of(make_run: MakeRun) -> None:
+    run = make_run(24, analysed=True)
+    tests = ExplanationTests.read(run / "explanation-tests.json")
+    tests.model_copy(update={"weights_sha256": "2" * 64}).write(run / "explanation-tests.json")
+    words = Page(write_report(run).read_text(encoding="utf-8")).words
+    assert "of other weights than this run's" in words
+
+
+def test_heat_maps_come_out_of_their_folder_only(make_run: MakeRun) -> None:
+    run = make_run(24, analysed=True)
+    maps = Explanations.read(run / "explanations" / "explanations.json")
+    stolen = maps.pictures[0].model_copy(update={"overlays": {"good": "../../data/ART/cell_00000.jpg"}})
+    maps.model_copy(update={"pictures": (stolen,)}).write(run / "explanations" / "explanations.json")
+    page = Page(write_report(run).read_text(encoding="utf-8"))
+    assert not [a for a in page.all("img") if "heat by" in (a.get("alt") or "")]
+    assert "1 heat maps could not be read" in page.words
+
+
 def test_class_panels_show_what_the_matrix_says(page: Page, run: Path) -> None:
     e = Evaluation.read(run / "evaluation.json")
     i = e.codes.index("BLA")
@@ -366,7 +413,7 @@ def test_pictures_out_of_an_archive(make_run: MakeRun, kind: str, tmp_path: Path
 
 def test_charts_alone(run: Path, tmp_path: Path) -> None:
     files = write_charts(run, tmp_path / "charts")
-    assert len(files) == 15
+    assert len(files) == 21
     listed = (tmp_path / "charts" / "README.md").read_text(encoding="utf-8")
     assert NOT_A_MEDICAL_DEVICE in listed
     assert "SYNTHETIC" in listed

@@ -79,6 +79,7 @@ def analyse_predictions(
     source: str = "",
     source_sha256: str = "",
     part: str | None = None,
+    groups: Sequence[str] | None = None,
     measured: Measured | None = None,
     features: dict[str, Features] | None = None,
     doubt_labels: bool = True,
@@ -92,8 +93,9 @@ def analyse_predictions(
         source: Name of the file they came from, kept in the result.
         source_sha256: Its SHA-256, kept in the result.
         part: Which part of a split they are; of the part it was trained on no label is doubted.
-        measured: What `measure_pictures` gave; None: errors are not set against the quality of pictures, and intervals
-            take each cell for its own.
+        groups: For each row the name of what it belongs to (patient, slide, near duplicates), for the intervals; None:
+            copies of one picture belong together, as far as the pictures were measured.
+        measured: What `measure_pictures` gave; None: errors are not set against the quality of pictures.
         features: Of each cell by path, as `features.run_features` gives them; None: no map.
         doubt_labels: Whether to look for wrong labels, for which cleanlab is needed.
         seed: Of the bootstrap and the map.
@@ -103,8 +105,7 @@ def analyse_predictions(
         FileFormatError: No truth, or truths that the class columns don't know.
         ValueError: Features are missing for a cell that has an answer.
     """
-    groups = None
-    if measured is not None:
+    if groups is None and measured is not None:
         groups = [measured.sha256.get(p, f"unread {p}") for p in predictions.paths]
     case = make_case(predictions, groups, source or "The table of predictions")
     # The case's cells stand in the order of their paths.
@@ -151,6 +152,7 @@ def analyse_csv(
     *,
     part: str | None = None,
     data: Path | None = None,
+    groups: Sequence[str] | None = None,
     features: dict[str, Features] | None = None,
     seed: int = 0,
     draws: int = DRAWS,
@@ -162,7 +164,8 @@ def analyse_csv(
         table: predictions.csv.
         part: As `analyse_predictions`.
         data: Folder, archive or Parquet that the paths are relative to; None: the pictures are not measured.
-        features: As `analyse_predictions`.
+        groups: As `analyse_predictions`.
+        features: Likewise.
         seed: Likewise.
         draws: Likewise.
         progress: Called with (done, total) pictures.
@@ -180,6 +183,7 @@ def analyse_csv(
         source=table.name,
         source_sha256=sha256_file(table),
         part=part,
+        groups=groups,
         measured=measured,
         features=features,
         seed=seed,

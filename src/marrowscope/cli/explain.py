@@ -21,7 +21,10 @@ def explain(
     paths: Annotated[
         list[str] | None, typer.Argument(metavar="[PATH...]", help="Images, folders, .zip or .tar, patterns.")
     ] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder to write; with --test, a file.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Folder to write; with --test, a file. Default RUN/explanations."),
+    ] = None,
     part: Annotated[PartName | None, typer.Option(help="Take images of this part of the run's split.")] = None,
     per_class: Annotated[int, typer.Option(min=1, help="With --part: images of each class.")] = 8,
     data: Annotated[Path | None, typer.Option(help="Folder of images, where it has moved since training.")] = None,
@@ -64,7 +67,7 @@ def explain(
     if part is not None and not model.is_dir():
         raise DataError("--part needs a run folder, which has a split. Give images for an ONNX file.")
     occlusion = (window, steps, _filling(fill))
-    _write(model, paths or [], part, per_class, data, method, target, occlusion, output or Path("explained"))
+    _write(model, paths or [], part, per_class, data, method, target, occlusion, output or _place(model))
 
 
 def _write(
@@ -157,6 +160,11 @@ def _print_tests(found: ExplanationTests) -> None:
 def _done_so_far(progress: Callable[[int, Any], None]) -> Callable[[int], None]:
     """How many pictures will come is not known before the end."""
     return lambda done: progress(done, None)
+
+
+def _place(model: Path) -> Path:
+    """Where a report looks for the heat maps of a run."""
+    return (model if model.is_dir() else Path()) / "explanations"
 
 
 def _filling(fill: str) -> Fill:

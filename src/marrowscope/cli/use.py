@@ -24,7 +24,9 @@ def predict(
     ] = "predictions.csv",
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
     views: Annotated[int, typer.Option(help="Average over flips and turns of each image: 1, 2, 4 or 8.")] = 1,
-    batch_size: Annotated[int, typer.Option(min=1, max=4096, help="Images at a time.")] = 32,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, max=4096, help="Images in one inference; 4, and 64 where --device is not cpu.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, openvino or coreml.")] = "cpu",
     alpha: Annotated[
         float | None,
@@ -47,9 +49,10 @@ def predict(
 
     Needs no torch. Every file has its row; the status is 3 when some of them could not be read.
     """
-    from marrowscope.infer import load_predictor, predict_files
+    from marrowscope.infer import batch_size_for, load_predictor, predict_files
 
     models = model.split(",")
+    batch_size = batch_size or batch_size_for(device)
     with progress_bar("predict") as progress:
         if ray is not None:
             from marrowscope.cluster import predict_cluster
@@ -59,7 +62,10 @@ def predict(
                 accuracy=accept_accuracy, batch_size=batch_size, resume=resume, progress=progress,
             )  # fmt: skip
         else:
-            predictor = load_predictor(models, views=views, device=device, alpha=alpha, accuracy=accept_accuracy)
+            # One thread an inference, and an inference a core (see `predict_files`).
+            predictor = load_predictor(
+                models, views=views, threads=1, device=device, alpha=alpha, accuracy=accept_accuracy
+            )
             summary = predict_files(
                 predictor, paths, Path(output), batch_size=batch_size, resume=resume, progress=_done_so_far(progress)
             )

@@ -222,19 +222,17 @@ def _connect(address: str) -> None:
         }
     elif address.startswith("ray://") or (address != "auto" and ":" in address):
         _knock(address)
-        if address.startswith("ray://"):
-            settings = {}
     elif address != "auto":
         raise ClusterError(
             f"{address!r} is no address of a cluster; allowed are local, auto, HOST:PORT, ray://HOST:PORT."
         )
     try:
         ray().init(address=address, **settings)
-    except (OSError, RuntimeError, ValueError) as e:  # ConnectionError is an OSError
+    except (OSError, RuntimeError, ValueError, ray().exceptions.RayError) as e:  # ConnectionError is an OSError
         raise ClusterError(
             f"Can't {'start' if address == LOCAL else 'join'} a Ray cluster at {address}: {first_line(e)}. Start one "
-            "with 'ray start --head', see that this machine has the same versions of Python and Ray, or use the "
-            "address local."
+            "with 'ray start --head', see that this machine has the same versions of Python and Ray and the same "
+            "RAY_AUTH_TOKEN, or use the address local."
         ) from e
 
 
@@ -272,6 +270,32 @@ def _slots(device: str) -> tuple[int, dict[str, float]]:
 
 def _answers(job: Job, missing: Sequence[int]) -> Iterator[dict[str, Any]]:
     """What the actors say of each part, in the order in which they finish."""
+    if not _from_afar():
+        yield from _conducted(job, missing)
+        return
+    # Over ray:// Ray Data does not work from afar, so it is run inside the cluster.
+    conductor = ray().remote(Conductor).options(num_cpus=0).remote(job, tuple(missing))
+    while (answer := ray().get(conductor.next.remote())) is not None:
+        yield answer
+
+
+def _from_afar() -> bool:
+    """Whether this process reaches the cluster as a client, and is no part of it."""
+    return bool(ray().util.client.ray.is_connected())
+
+
+class Conductor:
+    """Runs the actors from inside the cluster."""
+
+    def __init__(self, job: Job, missing: Sequence[int]) -> None:
+        self._answers = _conducted(job, missing)
+
+    def next(self) -> dict[str, Any] | None:
+        """The next answer; None when all have come."""
+        return next(self._answers, None)
+
+
+def _conducted(job: Job, missing: Sequence[int]) -> Iterator[dict[str, Any]]:
     slots, each = _slots(job.device)
     actors = min(slots, len(missing))
     with _quiet():

@@ -89,9 +89,13 @@ def prior_corrected(
     prior = prior / prior.sum()
     relative_NC = probs_NC / prior
     p: Floats = np.broadcast_to(prior if start_C is None else start_C, (*times.shape[:-1], len(prior))).copy()
+    ratio = np.empty(times.shape)
     for _ in range(iterations):
-        # The mean posterior; its denominators are p @ relative.T, one a cell.
-        previous, p = p, p * ((times / (p @ relative_NC.T)) @ relative_NC) / total
+        # The mean posterior; its denominators are p @ relative.T, one a cell. In place: it would be a new array of
+        # megabytes in each step.
+        np.matmul(p, relative_NC.T, out=ratio)
+        np.divide(times, ratio, out=ratio)
+        previous, p = p, p * (ratio @ relative_NC) / total
         if np.abs(p - previous).max() <= tolerance:
             break
     return p

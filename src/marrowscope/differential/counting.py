@@ -19,6 +19,9 @@ from marrowscope.schema import OK, Card, Figure, Predictions
 
 Bools = npt.NDArray[np.bool_]
 
+REVIEW_MUCH = 0.05
+"""Share of the cells that may be left for review without a warning."""
+
 
 def count(
     predictions: Predictions,
@@ -71,7 +74,10 @@ def count(
         myeloid_erythroid=_ratio(ratio, counts, codes, adjusted),
         blast_percent=_blast_percent(blasts, counts, n, nucleated, codes, adjusted),
         adjustment=None if card is None or adjusted is None else _adjustment(card, adjusted[0].n),
-        warnings=tuple(_warnings(n, codes, RATIOS[ratio], BLASTS[blasts])),
+        warnings=(
+            *_warnings(n, codes, RATIOS[ratio], BLASTS[blasts]),
+            *_review_warning(n, sum(r is not None for r in reasons), card is not None),
+        ),
     )
 
 
@@ -167,6 +173,16 @@ def _warnings(n: int, codes: Iterable[str], ratio: Ratio, blasts: frozenset[str]
         if missing:
             what = "blast percentage" if set(missing) <= blasts else "myeloid-to-erythroid ratio"
             yield f"The {what} lacks {' '.join(missing)}, which the model does not know."
+
+
+def _review_warning(n: int, review: int, adjusted: bool) -> Iterable[str]:
+    """Models are unsure of some classes more often than of others (docs/differential.md has what that does)."""
+    if review > REVIEW_MUCH * (n + review):
+        yield (
+            f"{review} cells are left for review and not counted. They are not spread evenly over the classes, so the "
+            "percentages will move when somebody has named them."
+            + (" The adjusted counts have them in." if adjusted else "")
+        )
 
 
 def _percent(hits: int, n: int, k: int) -> Figure:

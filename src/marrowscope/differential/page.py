@@ -94,7 +94,10 @@ def _bar(row: CountRow, y: float, x: Callable[[float], float]) -> list[str]:
         f'<rect x="{x(0)}" y="{y}" width="{max(0.0, x(p.value) - x(0)):.1f}" height="{_BAR - 8}" '
         f'fill="{cell_class(row.code).colour}"/>'
     )
-    parts.append(f'<line class="interval" x1="{x(p.low)}" y1="{middle}" x2="{x(p.high)}" y2="{middle}"/>')
+    parts.extend(
+        f'<line class="{look}" x1="{x(p.low)}" y1="{middle}" x2="{x(p.high)}" y2="{middle}"/>'
+        for look in ("halo", "interval")
+    )
     parts.extend(
         f'<line class="interval" x1="{x(end)}" y1="{middle - 4}" x2="{x(end)}" y2="{middle + 4}"/>'
         for end in (p.low, p.high)

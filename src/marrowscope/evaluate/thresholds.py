@@ -50,8 +50,8 @@ def with_thresholds(
 ) -> Card:
     """The card with all that is fitted on validation cells.
 
-    Scaling first; conformal thresholds and confusion on scaled probabilities; then the threshold of novelty; last the
-    thresholds of acceptance, on the cells that are not flagged, as they are applied.
+    Scaling first; all the rest on scaled probabilities. Thresholds of acceptance rest on all validation cells, as in
+    `trust.operating_points`; the flag of novelty then takes its share of those off what is accepted.
 
     Args:
         card: Of the model.
@@ -96,7 +96,7 @@ def _conformal(truth_N: Integers, probs_NC: Floats, method: conformal.Method, al
 
 def _acceptance(truth_N: Integers, probs_NC: Floats, flagged_N: Bools, target: float) -> CardAcceptance:
     confidence_N, right_N = probs_NC.max(1), probs_NC.argmax(1) == truth_N
-    threshold = selective.assured_threshold(confidence_N[~flagged_N], right_N[~flagged_N], target)
+    threshold = selective.assured_threshold(confidence_N, right_N, target)
     accepted = ~flagged_N & (confidence_N >= (UNREACHABLE if threshold is None else threshold))
     return CardAcceptance(
         accuracy=target,

@@ -4,6 +4,7 @@ Figures of a method (`schema.MethodTests.figures`), each with its 95 % interval:
 
     not_flat          share of cells whose map is not the same everywhere
     other_class       mean rank correlation with the map of the second most probable class; 1: the class doesn't matter
+    other_cell        mean rank correlation with the map of the next cell; 1: the picture doesn't matter
     deletion          mean area under the deletion curve; less is better
     insertion         mean area under the insertion curve; more is better
     deletion_gain     how much less than a map of chance on the same cells; above 0 is better
@@ -241,8 +242,8 @@ class Trial:
             "deletion_gain": self.mean(self.chance.deletion_area - drawn.deletion_area),
             "insertion_gain": self.mean(drawn.insertion_area - self.chance.insertion_area),
         }
-        steps, other = self._sanity(explain, heat)
-        figures |= {"other_class": other, "spearman": steps[-1].spearman, "ssim": steps[-1].ssim}
+        steps, others = self._sanity(explain, heat)
+        figures |= {**others, "spearman": steps[-1].spearman, "ssim": steps[-1].ssim}
         figures |= self._where(explain)
         checks = self._checks(figures)
         return MethodTests(
@@ -271,8 +272,8 @@ class Trial:
         """Share of hits with Wilson's interval."""
         return proportion(hits_N, np.arange(len(hits_N), dtype=np.int64))
 
-    def _sanity(self, explain: Explainer, heat_NHW: Heat) -> tuple[tuple[CascadeStep, ...], Figure]:
-        """The cascade, and the similarity to the maps of the second most probable class, on the first cells."""
+    def _sanity(self, explain: Explainer, heat_NHW: Heat) -> tuple[tuple[CascadeStep, ...], dict[str, Figure]]:
+        """The cascade, and how alike the maps of other classes and of other cells are, on the first cells."""
         from marrowscope.explain.sanity import sanity, similarity
 
         n = min(self.settings.sanity_cells, len(self.pictures))
@@ -287,8 +288,11 @@ class Trial:
             CascadeStep(randomised=share, spearman=self.mean(s.spearman_N), ssim=self.mean(s.ssim_N))
             for share, s in sanity(self.subject.model, pictures, maps, self.settings.seed)
         )
-        other = explain(self.subject, pictures, self.second_N[:n])
-        return steps, self.mean(similarity(heat_NHW[:n], other).spearman_N)
+        of_second = explain(self.subject, pictures, self.second_N[:n])
+        return steps, {
+            "other_class": self.mean(similarity(heat_NHW[:n], of_second).spearman_N),
+            "other_cell": self.mean(similarity(heat_NHW[:n], np.roll(heat_NHW[:n], 1, axis=0)).spearman_N),
+        }
 
     def _where(self, explain: Explainer) -> dict[str, Figure]:
         if not len(self.phantoms):

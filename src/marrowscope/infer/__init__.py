@@ -12,7 +12,7 @@ from marrowscope.infer.ensemble import Ensemble, load_predictor
 from marrowscope.infer.inputs import find_images
 from marrowscope.infer.items import Item
 from marrowscope.infer.predict import Summary, predict_files, predict_items, predict_to_predictions
-from marrowscope.infer.predictor import ImageLike, Predictor
+from marrowscope.infer.predictor import ImageLike, Predictor, batch_size_for
 
 __all__ = [
     "Classifier",
@@ -21,6 +21,7 @@ __all__ = [
     "Item",
     "Predictor",
     "Summary",
+    "batch_size_for",
     "bundled",
     "find_images",
     "load_predictor",

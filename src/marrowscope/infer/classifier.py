@@ -59,10 +59,12 @@ class Classifier(Predictor):
         path: Path,
         device: str = "cpu",
         *,
+        threads: int = 1,
         alpha: float = ALPHA,
         accuracy: float = ACCURACY,
     ) -> None:
         """Use `Classifier.load`."""
+        self.threads = threads
         self.alpha, self.accuracy = alpha, accuracy
         self._session = session
         self._outputs = frozenset(o.name for o in session.get_outputs())
@@ -123,6 +125,7 @@ class Classifier(Predictor):
             card,
             path,
             device,
+            threads=threads or available_cores(),
             alpha=ALPHA if alpha is None else alpha,
             accuracy=ACCURACY if accuracy is None else accuracy,
         )

@@ -55,6 +55,7 @@ class Ensemble(Predictor):
         self.views = views
         self.codes = members[0].codes
         self.specs = tuple(dict.fromkeys(m.card.preprocessing for m in members))
+        self.threads = max(m.threads for m in members)
 
     @property
     def identity(self) -> str:

@@ -30,6 +30,9 @@ Progress = Callable[[int, int], object]
 Prepared = tuple[images.Pixels, ...]
 """A picture in each of the ways that the predictor needs."""
 
+AHEAD = 32
+"""Pictures that are read before they are needed, at the least."""
+
 MAX_HELD = 256_000_000
 """Bytes of files read out of an archive and not decoded yet."""
 
@@ -62,6 +65,7 @@ def predict_files(
     workers: int | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    lanes: int | None = None,
 ) -> Summary:
     """Predict every file that `inputs` stand for (see `find_images`), and write a row for each.
 
@@ -75,6 +79,9 @@ def predict_files(
         workers: Threads that read and decode; None for one a core.
         resume: Go on from the rows that an interrupted run left; no row is repeated or lost.
         progress: Called after each batch.
+        lanes: Inferences at a time; None for as many as the model's threads leave cores for. Many small inferences of
+            one thread each are faster than large ones of many threads: their data stay in a core's cache, and no
+            thread waits for another. So open a model for this with ``threads=1``.
 
     Raises:
         DataError: A folder holds no image, or with `resume` the inputs are not those of the interrupted run.
@@ -82,7 +89,16 @@ def predict_files(
         OutputError: The output can't be written, or another process is writing it.
     """
     items = find_images(inputs)
-    return predict_items(model, items, output, batch_size=batch_size, workers=workers, resume=resume, progress=progress)
+    return predict_items(
+        model,
+        items,
+        output,
+        batch_size=batch_size,
+        workers=workers,
+        resume=resume,
+        progress=progress,
+        lanes=lanes_of(model) if lanes is None else lanes,
+    )
 
 
 def predict_items(
@@ -94,15 +110,16 @@ def predict_items(
     workers: int | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    lanes: int = 1,
 ) -> Summary:
-    """As `predict_files`, of items wherever they lie."""
+    """As `predict_files`, of items wherever they lie; one inference at a time if not told otherwise."""
     start = time.perf_counter()
     counts: Counter[str] = Counter()
     header = to_predictions(model.codes, (), (), model.no_answers()).header()
     with Journal(output, model.identity, header, resume=resume) as journal:
         counts.update(_skip_done(items, journal))
         resumed = counts.total()
-        with closing(_predict(model, items, batch_size, workers)) as answers:
+        with closing(_predict(model, items, batch_size, workers, lanes)) as answers:
             for rows in answers:
                 journal.append(rows.rows())
                 counts.update(images.cause(s) for s in rows.status)
@@ -123,7 +140,12 @@ def predict_to_predictions(
 ) -> Predictions:
     """As `predict_files`, but in memory."""
     none = to_predictions(model.codes, (), (), model.no_answers())
-    return Predictions.joined([none, *_predict(model, find_images(inputs), batch_size, workers)])
+    return Predictions.joined([none, *_predict(model, find_images(inputs), batch_size, workers, lanes_of(model))])
+
+
+def lanes_of(model: Predictor) -> int:
+    """How many inferences at a time leave no core idle, and ask for none twice."""
+    return max(1, available_cores() // model.threads)
 
 
 def _skip_done(items: Iterator[Item], journal: Journal) -> Iterator[str]:
@@ -138,12 +160,24 @@ def _skip_done(items: Iterator[Item], journal: Journal) -> Iterator[str]:
         yield images.cause(status)
 
 
-def _predict(model: Predictor, items: Iterable[Item], batch_size: int, workers: int | None) -> Generator[Predictions]:
-    """Predictions batch by batch."""
-    ahead = _load_ahead(items, model, workers or available_cores(), 3 * batch_size)
-    with closing(ahead) as loaded:  # or its threads would live as long as the traceback of an error
-        for batch in batches(loaded, batch_size):
-            yield _answer(model, batch)
+def _predict(
+    model: Predictor, items: Iterable[Item], batch_size: int, workers: int | None, lanes: int
+) -> Generator[Predictions]:
+    """Predictions batch by batch, in order."""
+    workers = workers or available_cores()
+    ahead = _load_ahead(items, model, workers, max(3 * batch_size, AHEAD))
+    pool = ThreadPoolExecutor(lanes, thread_name_prefix="infer")
+    waiting: deque[Future[Predictions]] = deque()
+    try:
+        with closing(ahead) as loaded:  # or its threads would live as long as the traceback of an error
+            for batch in batches(loaded, batch_size):
+                waiting.append(pool.submit(_answer, model, batch))
+                if len(waiting) > lanes:  # one more than are worked on, so that no lane waits for the disk
+                    yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _answer(model: Predictor, batch: Sequence[tuple[str, Prepared | str]]) -> Predictions:

@@ -23,7 +23,8 @@ T = TypeVar("T")
 ImageLike = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]
 """A picture: a path, the bytes of a file, an open Pillow image, or uint8 (H, W, 3) or (H, W)."""
 
-BATCH_SIZE = 32
+BATCH_SIZE = 4
+"""Pictures in one inference: so few that what a network passes on between its layers stays in a core's cache."""
 
 
 class Predictor(ABC):
@@ -32,10 +33,12 @@ class Predictor(ABC):
     Attributes:
         codes: The C class codes, in the order of the probabilities.
         specs: The S different ways in which a picture has to be prepared.
+        threads: CPU threads of one inference.
     """
 
     codes: tuple[str, ...]
     specs: tuple[Preprocessing, ...]
+    threads: int = 1
 
     @property
     @abstractmethod
@@ -109,6 +112,11 @@ class Predictor(ABC):
         except ImageError as e:
             name = f" ({os.fspath(picture)})" if isinstance(picture, str | os.PathLike) else ""
             raise ImageError(f"Picture {number}{name}: {e}") from None
+
+
+def batch_size_for(device: str) -> int:
+    """Pictures in one inference that suit a device; an accelerator wants more at a time."""
+    return BATCH_SIZE if device == "cpu" else 64
 
 
 def joined(parts: Sequence[Answers]) -> Answers:

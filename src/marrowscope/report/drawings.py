@@ -12,7 +12,7 @@ from marrowscope.report.charts import ForestRow, Series
 from marrowscope.report.content import Content
 from marrowscope.report.plots import Group, Point
 from marrowscope.report.words import SCALINGS, class_name, percent
-from marrowscope.schema import FeatureMap, QualityMeasure
+from marrowscope.schema import FeatureMap, Figure, QualityMeasure
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,74 @@ def _quality_chart(content: Content, measure: QualityMeasure, top: float) -> Cha
     return Chart(key, title, text, chart)
 
 
+AMOUNTS = {
+    "stain": "shift of the stains (ln)",
+    "brightness": "change of the light (ln)",
+    "blur": "blur (px)",
+    "jpeg": "JPEG quality",
+    "scale": "magnified or reduced (times)",
+    "rotation": "turned (degrees)",
+}
+"""What the amount of a change is, by its kind."""
+
+
+def robustness(content: Content) -> list[Chart]:
+    """Accuracy by the strength of each kind of change."""
+    found = content.run.evaluation.robustness
+    if found is None:
+        return []
+    out = []
+    clean = None if found.clean.value is None else (found.clean.value, "dotted: unchanged")
+    for kind in found.kinds:
+        points = [(float(p.strength), p.accuracy) for p in kind.points]
+        names = [f"{p.amount:g}" for p in kind.points]
+        key, title = f"robustness-{kind.kind}", f"Accuracy by {kind.kind}"
+        values = ", ".join(f"{p.amount:g}: {p.accuracy}" for p in kind.points)
+        text = f"Accuracy on {found.n:,} cells, unchanged {found.clean}; {AMOUNTS.get(kind.kind, kind.kind)} {values}."
+        label = AMOUNTS.get(kind.kind, f"{kind.kind}, from slight to severe")
+        chart = plots.interval_chart(
+            key, title, text, points, x_label=label, y_range=(0.0, 1.0), level=clean, x_names=names
+        )
+        out.append(Chart(key, title, text, chart))
+    return out
+
+
+def novelty(content: Content) -> Chart | None:
+    """How well strange pictures are told from test cells, a row for each kind."""
+    found = content.run.evaluation.novelty
+    if found is None or not found.kinds:
+        return None
+    title = "Strange pictures: told apart, and flagged"
+    rows = [ForestRow(k.name, (k.scores[found.method].auroc, k.flagged)) for k in found.kinds]
+    rows.append(ForestRow("test cells", (Figure(value=None, low=None, high=None, n=0, method="none"), found.flagged)))
+    values = "; ".join(f"{k.name}: AUROC {k.scores[found.method].auroc}, flagged {k.flagged}" for k in found.kinds)
+    text = f"By the score {found.method}. {values}; test cells: flagged {found.flagged}."
+    return Chart("novelty", title, text, charts.forest_chart("novelty", title, text, ("AUROC", "share flagged"), rows))
+
+
+def explanations(content: Content) -> list[Chart]:
+    """Deletion and insertion curves of each method that can be believed or not, and of the controls."""
+    explained = content.run.explained
+    out = []
+    for method in explained.of_method if explained else ():
+        series = [
+            Series(name, tuple((i / (len(curve) - 1), p) for i, p in enumerate(curve)))
+            for name, curve in (("deletion", method.deletion), ("insertion", method.insertion))
+            if len(curve) > 1
+        ]
+        if not series:
+            continue
+        key, title = f"explain-{method.method}", f"{method.title}{' (control)' if method.control else ''}"
+        text = "Mean probability of the explained class. " + " ".join(
+            f"{s.name.capitalize()}: {s.points[0][1]:.3f} at none, {s.points[len(s.points) // 2][1]:.3f} at half, "
+            f"{s.points[-1][1]:.3f} at all of the pixels."
+            for s in series
+        )
+        chart = charts.line_chart(key, title, text, series, x_label="share of pixels", y_range=(0.0, 1.0), whole=False)
+        out.append(Chart(key, title, text, chart))
+    return out
+
+
 # ------------------------------------------------------------------------------------------- the map of the features
 
 
@@ -193,13 +261,16 @@ def _where(groups: Sequence[Group]) -> str:
 
 def all_charts(content: Content) -> list[Chart]:
     """Every chart of the report, in its order; none of them shows a cell."""
-    risk = risk_coverage(content)
+    risk, strange = risk_coverage(content), novelty(content)
     return [
         *learning_curves(content),
         confusion(content),
         forest(content),
         *reliability(content),
         *([risk] if risk else []),
+        *([strange] if strange else []),
+        *robustness(content),
         *quality(content),
         *(m.chart for m in maps(content, legend=True)),
+        *explanations(content),
     ]

@@ -39,6 +39,8 @@ def render_markdown(content: Content) -> str:
         _calibration(content),
         _selective(content),
         _conformal(content),
+        _novelty(content),
+        _robustness(content),
         _errors(content),
         _quality(content),
         _map(content),
@@ -161,6 +163,39 @@ def _conformal(content: Content) -> list[str]:
     rows = [(k.method, percent(1 - k.alpha), k.coverage, k.size, k.single, k.empty, k.calibrated_on) for k in sets]
     head = ("method", "aimed at", "coverage", "classes in a set", "sets of one", "empty sets", "calibrated on")
     return ["## Prediction sets", "", *table(head, rows)]
+
+
+def _novelty(content: Content) -> list[str]:
+    found = content.run.evaluation.novelty
+    if found is None:
+        return []
+    rows = [
+        (k.name, k.n, name + (" (taken)" if name == found.method else ""), s.auroc, s.fpr_at_95,
+         k.flagged if name == found.method else "", (k.accepted or "–") if name == found.method else "")
+        for k in found.kinds
+        for name, s in k.scores.items()
+    ]  # fmt: skip
+    head = ("strange pictures", "number", "score", "AUROC", "pass where 95 % of test cells do", "flagged", "accepted")
+    lines = ["## What it does not know", "", f"Of the test cells {found.flagged} are flagged.", "", *table(head, rows)]
+    left = [f"- not judged on {plain(name)}: {plain(reason)}" for name, reason in found.left_out.items()]
+    return [*lines, *left, ""] if left else lines
+
+
+def _robustness(content: Content) -> list[str]:
+    found = content.run.evaluation.robustness
+    if found is None:
+        return []
+    rows = [(k.kind, p.strength, f"{p.amount:g}", p.accuracy, p.change) for k in found.kinds for p in k.points]
+    kinds = [(k.kind, k.accuracy, k.relative_drop) for k in found.kinds]
+    text = f"{found.n:,} cells by {plain(found.model)}: unchanged {found.clean}, mean over all changes {found.accuracy}"
+    return [
+        "## Robustness",
+        "",
+        f"{text}, share of the accuracy lost {found.relative_drop}.",
+        "",
+        *table(("change", "mean accuracy", "share lost"), kinds),
+        *table(("change", "strength", "amount", "accuracy", "difference"), rows),
+    ]
 
 
 def _studies(content: Content) -> list[str]:
