@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pkgutil
+import re
 from pathlib import Path
+from typing import Any
 
 import marrowscope
 
@@ -78,6 +80,27 @@ def write_if_changed(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         path.write_text(text, encoding="utf-8")
+
+
+def setup(app: Any) -> None:
+    """The tables of a module's docstring are plain text, set apart by their indentation."""
+
+    def literal(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+        if what != "module":
+            return
+        out: list[str] = []
+        inside = False
+        for line in lines:
+            table = line.startswith("    ") or (bool(line) and bool(re.match(r"[\w.]+  +\S", line)))
+            if table and not inside:
+                out += ["", "::", ""]
+            elif inside and line and not table:
+                out.append("")
+            inside = table or (inside and not line)
+            out.append(f"    {line}" if table else line)
+        lines[:] = out
+
+    app.connect("autodoc-process-docstring", literal)
 
 
 write_if_changed(HERE / "reference" / "cli.md", cli_page())

@@ -14,6 +14,7 @@ import pytest
 
 from marrowscope.data.index import build_index
 from marrowscope.data.phantom import write_phantoms
+from marrowscope.schema import write_index
 
 REPOSITORY = Path(__file__).parent.parent
 DOCS = REPOSITORY / "docs"
@@ -84,7 +85,7 @@ def _given(what: str, folder: Path) -> None:
     """Make what a page takes for granted."""
     if what == "index.csv of phantoms":
         write_phantoms(folder / "cells", per_class=10, seed=0, jobs=1)
-        build_index(folder / "cells", folder / "index.csv")
+        write_index(folder / "index.csv", build_index(folder / "cells"))
         return
     pytest.fail(f"Nobody knows how to make {what!r}")
 

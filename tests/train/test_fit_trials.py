@@ -89,7 +89,7 @@ def test_the_test_part_is_not_looked_at(tiny_run: Path, tmp_path: Path, monkeypa
             return super().load(index)
 
     monkeypatch.setattr(fit_module, "CellImages", Watched)
-    fit_card(run)
+    fit_card(run, again=True)
     split = Split.read(run / "split.csv")
     assert read == {r.path for r in (*split.part("train"), *split.part("val"))}
     assert not read & {r.path for r in split.part("test")}

@@ -27,8 +27,12 @@ from marrowscope.triage import calibrated
 
 @pytest.fixture
 def run(tiny_run: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny run that may be changed."""
-    return Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    """A copy of the tiny run that may be changed, as training left it: without what is fitted on validation."""
+    copy = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    fitted = {"scaling": None, "conformal": (), "novelty": None, "acceptance": (), "confusion": ()}
+    Card.read(copy / "card.json").model_copy(update=fitted).write(copy / "card.json")
+    (copy / "novelty.safetensors").unlink(missing_ok=True)
+    return copy
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +108,7 @@ def test_without_data_noise_serves_for_the_check(run: Path, tmp_path: Path) -> N
     parity = export_onnx(run, tmp_path / "m.onnx", data=tmp_path / "nowhere")
     assert not parity.real
     assert parity.max_difference < TOLERANCE
-    assert "no calibration" in parity.lines()[-1]
+    assert any("no calibration" in line for line in parity.lines())
     assert Classifier.load(tmp_path / "m.onnx").card.scaling is None
     assert Card.read(run / "card.json").scaling is None
 
