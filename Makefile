@@ -72,7 +72,7 @@ check:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 docs: $(VENV)/.tested
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html

@@ -95,7 +95,7 @@ def subject(backbone: nn.Module, size: int = SIZE, codes: tuple[str, ...] = ("BL
 def blobs(n: int = 4, size: int = SIZE) -> Pixels:
     """Black pictures with one bright square each, at `PLACE`."""
     pictures = np.zeros((n, size, size, 3), dtype=np.uint8)
-    pictures[:, PLACE[0], PLACE[1]] = 200 + 10 * np.arange(n, dtype=np.uint8)[:, None, None, None]
+    pictures[:, PLACE[0], PLACE[1]] = 200 + 6 * np.arange(n, dtype=np.uint8)[:, None, None, None]
     return pictures
 
 

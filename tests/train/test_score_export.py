@@ -104,6 +104,13 @@ def test_the_onnx_file_carries_its_card(onnx_file: Path) -> None:
     assert Classifier.load(onnx_file).codes == ("BLA", "LYT", "NGS")
 
 
+def test_the_onnx_file_tells_nothing_of_the_machine_that_made_it(onnx_file: Path) -> None:
+    content = onnx_file.read_bytes()
+    assert b"site-packages" not in content
+    assert b"graph.py" not in content
+    assert str(Path.cwd()).encode() not in content
+
+
 def test_without_data_noise_serves_for_the_check(run: Path, tmp_path: Path) -> None:
     parity = export_onnx(run, tmp_path / "m.onnx", data=tmp_path / "nowhere")
     assert not parity.real

@@ -61,10 +61,20 @@ def to_onnx(model: CellClassifier, card: Card) -> onnx.ModelProto:
     return proto
 
 
+def without_traces(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Take out what the exporter notes of the Python code behind each node: paths of the machine that made the file."""
+    graph = proto.graph
+    members = (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer)
+    inner = (node for function in proto.functions for node in function.node)
+    for part in (proto, graph, *members, *proto.functions, *inner):
+        part.doc_string = ""
+        del part.metadata_props[:]
+    return proto
+
+
 def write_onnx(proto: onnx.ModelProto, card: Card, path: Path) -> None:
     """Check a network, put the card in its metadata, and write it."""
-    proto = copied(proto)
-    del proto.metadata_props[:]
+    proto = without_traces(copied(proto))
     entry = proto.metadata_props.add()
     entry.key, entry.value = CARD_KEY, card.model_dump_json()
     proto.producer_name, proto.doc_string = card.program, f"{card.name}. {card.intended_use}"

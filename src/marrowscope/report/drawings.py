@@ -141,7 +141,7 @@ def robustness(content: Content) -> list[Chart]:
     for kind in found.kinds:
         points = [(float(p.strength), p.accuracy) for p in kind.points]
         names = [f"{p.amount:g}" for p in kind.points]
-        key, title = f"robustness-{kind.kind}", f"Accuracy by {kind.kind}"
+        key, title = f"robustness-{kind.kind}", f"Accuracy by {kind.kind if kind.kind != 'jpeg' else 'JPEG'}"
         values = ", ".join(f"{p.amount:g}: {p.accuracy}" for p in kind.points)
         text = f"Accuracy on {found.n:,} cells, unchanged {found.clean}; {AMOUNTS.get(kind.kind, kind.kind)} {values}."
         label = AMOUNTS.get(kind.kind, f"{kind.kind}, from slight to severe")
@@ -157,7 +157,7 @@ def novelty(content: Content) -> Chart | None:
     found = content.run.evaluation.novelty
     if found is None or not found.kinds:
         return None
-    title = "Strange pictures: told apart, and flagged"
+    title = "Strange pictures: told apart (0.5 is chance), and flagged"
     rows = [ForestRow(k.name, (k.scores[found.method].auroc, k.flagged)) for k in found.kinds]
     rows.append(ForestRow("test cells", (Figure(value=None, low=None, high=None, n=0, method="none"), found.flagged)))
     values = "; ".join(f"{k.name}: AUROC {k.scores[found.method].auroc}, flagged {k.flagged}" for k in found.kinds)

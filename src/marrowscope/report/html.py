@@ -14,7 +14,7 @@ from markupsafe import Markup
 from marrowscope.report import charts, drawings, plots
 from marrowscope.report.answers import Answer
 from marrowscope.report.content import Content
-from marrowscope.report.words import SCALINGS, class_name, label, p_value, percent, shown
+from marrowscope.report.words import SCALINGS, change, class_name, label, p_value, percent, shown
 from marrowscope.schema import NOT_A_MEDICAL_DEVICE, PARTS
 
 PICTURE = "data:image/jpeg;base64,"
@@ -37,6 +37,7 @@ def _environment() -> Environment:
         thousands=lambda n: f"{n:,}",
         label=label,
         p_value=p_value,
+        change=change,
     )
     return environment
 

@@ -60,6 +60,11 @@ def percent(share: float) -> str:
     return f"{min(max(share * 100, 0.1), 99.9):.1f}{PERCENT}"
 
 
+def change(kind: str) -> str:
+    """Name of a kind of change."""
+    return "JPEG" if kind == "jpeg" else kind.capitalize()
+
+
 def p_value(p: float) -> str:
     """A p-value for reading."""
     return "< 0.0001" if p < 0.0001 else f"{p:.4f}" if p < 0.01 else f"{p:.2f}"
