@@ -242,8 +242,10 @@ def rates(found: dict[str, dict[str, float]], clock: str) -> dict[str, float]:
     out: dict[str, float] = {}
     for name, r in found.items():
         words = name.split()
-        side_name = " ".join(words[: 2 if words[0] == "torch" else 3])
-        out[side_name] = max(out.get(side_name, 0.0), r["images"] / r[clock])
+        short = " ".join(words[: 2 if words[0] == "torch" else 3])
+        out[short] = max(out.get(short, 0.0), r["images"] / r[clock])
+        if len(words) > len(short.split()):
+            out[f"{short}, {'workers' if words[0] == 'torch' else 'batches of'} {words[-1]}"] = r["images"] / r[clock]
     return out
 
 

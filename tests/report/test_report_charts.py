@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import xml.etree.ElementTree as ET
+from importlib import resources
 
 import pytest
 
-from marrowscope.report import charts
+from marrowscope.report import charts, plots
 from marrowscope.report.charts import ForestRow, Series
 from marrowscope.schema import Figure
 
@@ -134,3 +136,40 @@ def test_every_shade_is_legible(kind: str, dark: bool) -> None:
 def test_heat_css_has_a_rule_for_every_level_light_and_dark() -> None:
     css = charts.heat_css()
     assert len(re.findall(r"\.matrix \.(?:right|wrong)\.h\d\{", css)) == 4 * charts.HEAT_STEPS
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_every_colour_of_the_charts_is_seen_on_its_panel(dark: bool) -> None:
+    css = (resources.files("marrowscope.report") / "templates" / "colours.css").read_text(encoding="utf-8")
+    page = css.split("@media")[dark]
+    colours = {name: _rgb(value) for name, value in re.findall(r"--([a-z]+(?:-\d)?): (#[0-9a-f]{3,6});", page)}
+    shown = [n for n in colours if n.startswith(("map-", "series-"))]
+    assert len(shown) == plots.COLOURS + 2
+    # WCAG 2.2, 1.4.11: 3 to 1 for what must be seen to understand a chart.
+    assert all(charts.contrast(colours[n], colours["panel"]) >= 3 for n in shown)
+
+
+def test_classes_differ_in_colour_and_shape_together() -> None:
+    groups = [plots.class_group(i, str(i), str(i), []) for i in range(21)]
+    assert len({(g.kind, g.shape) for g in groups}) == 21
+    # Neighbours in the clinical order, which are confused most, differ in both.
+    for a, b in itertools.pairwise(groups):
+        assert a.kind != b.kind
+        assert a.shape != b.shape
+
+
+def test_labels_of_a_map_do_not_cover_each_other() -> None:
+    groups = [plots.class_group(i, f"C{i:02d}", f"class {i}", [(0.5, 0.5)]) for i in range(8)]
+    places = [(x, y) for x, y, _ in plots._labels(groups)]
+    assert len(places) == 8
+    assert all(abs(a[0] - b[0]) >= 28 or abs(a[1] - b[1]) >= 13 for a, b in itertools.combinations(places, 2))
+
+
+def test_an_interval_chart_leaves_out_what_has_no_value() -> None:
+    nothing = Figure(value=None, low=None, high=None, n=0, method="none")
+    some = Figure(value=0.3, low=0.2, high=0.4, n=9, method="Wilson")
+    chart = plots.interval_chart("k", "t", "d", [(1.0, some), (2.0, nothing)], x_label="x", y_range=(0, 1))
+    assert chart.count("<circle") == 1
+    assert "nan" not in chart
+    assert plots.upper_end([some, nothing]) == pytest.approx(0.4)
+    assert plots.upper_end([]) == 0.1

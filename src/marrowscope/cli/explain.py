@@ -25,7 +25,7 @@ def explain(
         Path | None,
         typer.Option("-o", "--output", help="Folder to write; with --test, a file. Default RUN/explanations."),
     ] = None,
-    part: Annotated[PartName | None, typer.Option(help="Take images of this part of the run's split.")] = None,
+    part: Annotated[PartName | None, typer.Option(help="Without PATH: part of the run's split; default test.")] = None,
     per_class: Annotated[int, typer.Option(min=1, help="With --part: images of each class.")] = 8,
     data: Annotated[Path | None, typer.Option(help="Folder of images, where it has moved since training.")] = None,
     method: Annotated[
@@ -62,10 +62,11 @@ def explain(
         )
         _test(model, part or PartName.test, data, method, settings, output)
         return
-    if bool(paths) == (part is not None):
-        raise DataError("Give either images (PATH...) or --part test, and not both.")
-    if part is not None and not model.is_dir():
-        raise DataError("--part needs a run folder, which has a split. Give images for an ONNX file.")
+    if paths and part is not None:
+        raise DataError("Give either images (PATH...) or --part, and not both.")
+    if not paths and not model.is_dir():
+        raise DataError("Give images to explain (PATH...). Only a run folder has a split to take a part of.")
+    part = part if paths else part or PartName.test
     occlusion = (window, steps, _filling(fill))
     _write(model, paths or [], part, per_class, data, method, target, occlusion, output or _place(model))
 

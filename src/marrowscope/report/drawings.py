@@ -61,7 +61,7 @@ def forest(content: Content) -> Chart:
         for r in content.classes
     ]
     known = [r for r in content.classes if r.figures.recall.value is not None]
-    text = "Recall and precision with 95 % intervals, a row for each class; the table below has the numbers."
+    text = "Recall and precision with 95 % intervals, a row for each class; a table of the report has the numbers."
     if known:
         low = min(known, key=lambda r: r.figures.recall.value or 0.0)
         high = max(known, key=lambda r: r.figures.recall.value or 0.0)
@@ -76,7 +76,7 @@ def reliability(content: Content) -> list[Chart]:
     out = []
     for c in content.run.evaluation.calibration:
         error = c.figures.get("expected_calibration_error")
-        text = f"Accuracy by confidence in {len(c.bins)} bins, {SCALINGS[c.scaling]}; the table below has the numbers."
+        text = f"Accuracy by confidence in {len(c.bins)} bins, {SCALINGS[c.scaling]}."
         text += f" Expected calibration error {error}." if error else ""
         key, title = f"reliability-{c.scaling}", f"Accuracy by confidence, {SCALINGS[c.scaling]}"
         bins = [(b.confidence, b.accuracy) for b in c.bins]

@@ -209,7 +209,7 @@ def _labels(groups: Sequence[Group]) -> list[tuple[float, float, str]]:
 def _map_legend(groups: Sequence[Group]) -> tuple[list[Markup], float]:
     parts = []
     for i, group in enumerate(groups):
-        x, y = 14 + (i % 3) * 130, MAP_SIDE + 16 + (i // 3) * 18
+        x, y = 14 + (i % 2) * 195, MAP_SIDE + 16 + (i // 2) * 18
         parts.append(Markup('<path class="pt {}" d="{}"/>').format(group.kind, _shape(group.shape, x, y - 4, 4)))
         parts.append(text_at(x + 10, y, group.name, kind="legend small"))
-    return parts, MAP_SIDE + 16 + (len(groups) + 2) // 3 * 18
+    return parts, MAP_SIDE + 16 + (len(groups) + 1) // 2 * 18
