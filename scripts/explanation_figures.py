@@ -64,8 +64,8 @@ def main() -> None:
         print("\n".join(table(found, ON_CELLS, last=True)), "\n")
         if found.phantoms:
             print(
-                f"{found.phantoms} phantoms, {found.phantoms_right} of them named right. Chance: {short(found.cell_area)} "
-                f"for the cell, {short(found.nucleus_area)} for the nucleus.\n"
+                f"{found.phantoms} phantoms, {found.phantoms_right} of them named right. Chance: {short(found.cell_area)} for "
+                f"the cell, {short(found.nucleus_area)} for the nucleus.\n"
             )
             print("\n".join(table(found, ON_PHANTOMS, last=False)), "\n")
 
