@@ -18,7 +18,8 @@ Sides, each in a process of its own, one after another in each round:
 
 Opening a model and a first batch come before the clock starts, on every side. A ratio is the median over the rounds of
 the ratios within a round. `--clock cpu` counts the processor's time that a side uses, for machines where other work
-takes much of it (a side that waits for another process, such as the workers of `torch`, is then left out).
+takes much of it: on one core, because threads that wait busily would count too, and without workers for `torch`, whose
+time is not its own.
 
 Peak memory: `predict` with the fast model on SMALL and on LARGE numbers of (hard-linked) files, in fresh processes
 (the peak of the process's own pages, `VmHWM` of Linux).
@@ -291,7 +292,7 @@ def main() -> None:
         return
     if given.cells is None or not (cells := sorted(p.absolute() for p in given.cells.rglob("*.jpg"))):
         raise SystemExit("Give a folder of JPEG files.")
-    cores = sorted(os.sched_getaffinity(0))[: given.cores]
+    cores = sorted(os.sched_getaffinity(0))[: 1 if given.clock == "cpu" else given.cores]
     os.sched_setaffinity(0, cores)
     stride = max(1, len(cells) // given.images)
     files = [str(cells[(i * stride) % len(cells)]) for i in range(given.images)]

@@ -63,10 +63,8 @@ def main() -> None:
         print(f"**{name}**: {found.n} cells of the {found.part} part, {found.right} of them named right. {settings}.\n")
         print("\n".join(table(found, ON_CELLS, last=True)), "\n")
         if found.phantoms:
-            print(
-                f"{found.phantoms} phantoms, {found.phantoms_right} of them named right. Chance: {short(found.cell_area)} for "
-                f"the cell, {short(found.nucleus_area)} for the nucleus.\n"
-            )
+            chance = f"{short(found.cell_area)} for the cell, {short(found.nucleus_area)} for the nucleus"
+            print(f"{found.phantoms} phantoms, {found.phantoms_right} of them named right. Chance: {chance}.\n")
             print("\n".join(table(found, ON_PHANTOMS, last=False)), "\n")
 
 
