@@ -44,6 +44,7 @@ def verdicts(tests: MethodTests) -> str:
 
 def table(found: ExplanationTests, columns: dict[str, str], last: bool) -> list[str]:
     """One table, a row a method."""
+    columns = {k: v for k, v in columns.items() if any(k in m.figures for m in found.methods)}
     head = ["method", *columns.values(), *(["verdict"] if last else [])]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for m in found.methods:

@@ -112,7 +112,19 @@ def test_no_import_cycles_between_packages() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["cli", "infer", "images", "evaluate", "report", "data.index", "data.split", "data.phantom"]
+    "module",
+    [
+        "cli",
+        "infer",
+        "images",
+        "evaluate",
+        "report",
+        "data.index",
+        "data.split",
+        "data.phantom",
+        "explain",
+        "occlusion",
+    ],
 )
 def test_the_light_modules_load_no_torch(module: str) -> None:
     code = f"import sys, marrowscope.{module}; print(*{TORCH!r} & set(sys.modules))"

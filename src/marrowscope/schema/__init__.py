@@ -8,6 +8,7 @@
                      accepted are 0 or 1
     evaluation.json  every figure as {value, low, high, n, method}
     analysis.json    where a model errs: pairs, mistakes, doubtful labels, quality of the pictures, map of the features
+    explanations.json, explanation-tests.json    heat maps of cells; which of their methods passed which tests
     card.json        what a model is: classes, preprocessing, training data, scores (also in the ONNX metadata)
     run.json         how a run folder came about: data, seed, versions
 
