@@ -248,7 +248,7 @@ def test_the_command_tells_of_broken_pictures(
     status, text, errors = run(monkeypatch, capsys, model, given, "-o", tmp_path / "out", "--steps", 6)
     assert status == 3
     assert "1 images explained by occlusion" in text
-    assert "without gradcam: an ONNX file" in text
+    assert "without gradcam, hirescam, layercam, rollout, relevance: an ONNX file" in text
     assert "broken.jpg: not a known picture format" in errors
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -103,8 +103,8 @@ def _write(
     failed = [p for p in result.pictures if p.status != OK]
     names = ", ".join(m.name for m in result.methods)
     typer.echo(f"{len(result.pictures) - len(failed)} images explained by {names}; written to {output}")
-    for name in [] if method else result.not_fitting:
-        typer.echo(f"  without {name}: {result.not_fitting[name]}")
+    if not method:
+        _print_left_out(result.not_fitting)
     for m in result.methods:
         if flat := sum(m.name in p.flat for p in result.pictures):
             typer.echo(f"  {m.name}: {flat} flat maps, which say nothing")
@@ -153,9 +153,14 @@ def _print_tests(found: ExplanationTests) -> None:
         for c in m.checks:
             verdict = ("passed" if c.passed else "failed") if c.counted else "not counted"
             typer.echo(f"  {c.name:9} {verdict:12} {c.reason}")
-    for name, why in found.not_fitting.items():
-        typer.echo(f"without {name}: {why}")
+    _print_left_out(found.not_fitting)
     typer.echo(NOT_A_MEDICAL_DEVICE)
+
+
+def _print_left_out(not_fitting: Mapping[str, str]) -> None:
+    """The methods that don't fit, those of one reason together."""
+    for why in dict.fromkeys(not_fitting.values()):
+        typer.echo(f"  without {', '.join(m for m, w in not_fitting.items() if w == why)}: {why}")
 
 
 def _done_so_far(progress: Callable[[int, Any], None]) -> Callable[[int], None]:
