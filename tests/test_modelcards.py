@@ -64,7 +64,11 @@ def test_a_card_says_which_answers_to_trust(tiny_run: Path) -> None:
     values |= {
         "test": {"macro_f1": figure},
         "scaling": {"method": "temperature", "scale": [1.2] * 3, "bias": [0.0] * 3, "fitted_on": 50},
-        "acceptance": [{"accuracy": 0.95, "threshold": 0.8, "coverage": 0.6, "fitted_on": 50}],
+        "acceptance": [
+            {"accuracy": 0.95, "threshold": 0.8, "coverage": 0.6, "fitted_on": 50},
+            {"accuracy": 0.98, "threshold": 2.0, "coverage": 0.0, "fitted_on": 50},
+        ],
+        "teachers": ["large", "other"],
         "conformal": [{"method": "split", "alpha": 0.05, "thresholds": [0.1] * 3, "fitted_on": 50}],
         "novelty": {"method": "energy", "threshold": 1.0, "kept": 0.95, "fitted_on": 50},
     }
@@ -73,6 +77,8 @@ def test_a_card_says_which_answers_to_trust(tiny_run: Path) -> None:
         "| macro f1 | 0.900 (0.850–0.940) | 100 | Wilson |",
         "temperature scaling, 50 cells",
         "Confidence of 0.800 and more: 95% of answers right on validation cells; 60% of cells reach it",
+        "No confidence is known to make 98% of answers right",
+        "learnt from the answers of large and other",
         "truth for 95% of cells (split)",
         "flagged (energy; 95% of its own are not)",
     ):

@@ -99,7 +99,7 @@ def fit_card(
     run: Path,
     *,
     data: Path | None = None,
-    scaling: ScalingMethod = "temperature",
+    scaling: ScalingMethod = "auto",
     again: bool = False,
     progress: Progress | None = None,
 ) -> Fitted:
@@ -108,7 +108,7 @@ def fit_card(
     Args:
         run: Run folder.
         data: Folder of images; without it, the one that the run was trained on.
-        scaling: ``temperature`` or ``vector``.
+        scaling: ``temperature``, ``vector``, or ``auto``: what is there, else the better one in cross-validation.
         again: Fit anew what is there.
         progress: Called with (done, total) cells.
 
@@ -120,7 +120,8 @@ def fit_card(
     """
     model, card = load_run_model(run)
     known = _read_known(run, card)
-    if card.scaling is not None and card.scaling.method == scaling and known is not None and not again:
+    there = card.scaling is not None and scaling in {"auto", card.scaling.method}
+    if there and known is not None and not again:
         return Fitted(model, card, known)
     split, root = Split.read(run / "split.csv"), data_folder(run, data)
     rows = split.part("val")

@@ -77,6 +77,11 @@ def card_markdown(card: Card) -> str:
         f"- Network: {card.architecture}, {card.parameters:,} weights, in {card.precision}.",
         f"- Trained from {start or f'the weights {card.pretrained}'} (seed {card.seed}) for {card.epochs} epochs;",
         f"  the weights are those of epoch {card.best_epoch}, which did best on validation cells.",
+        *(
+            [f"- It learnt from the answers of {' and '.join(card.teachers)} as well (distillation)."]
+            if card.teachers
+            else []
+        ),
         f"- Input: one cell a picture, RGB, {image.size} x {image.size} px, resized by {image.interpolation} filter"
         + (f" from the central {image.crop:.0%}." if image.crop < 1 else "."),
         f"- Output: a probability for each of {len(card.codes)} classes ({card.class_set}).",
@@ -134,6 +139,8 @@ def _trust(card: Card) -> list[str]:
     out += [
         f"- Confidence of {a.threshold:.3f} and more: {a.accuracy:.0%} of answers right on validation cells; "
         f"{a.coverage:.0%} of cells reach it."
+        if a.threshold <= 1
+        else f"- No confidence is known to make {a.accuracy:.0%} of answers right."
         for a in card.acceptance
     ]
     out += [

@@ -93,7 +93,7 @@ def evaluate_run(
     output: Path | None = None,
     groups: str | None = None,
     costs: Path | None = None,
-    scaling: ScalingMethod = "temperature",
+    scaling: ScalingMethod = "auto",
     refit: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Evaluation, Path]:
@@ -111,7 +111,7 @@ def evaluate_run(
         groups: Column of the run's index.csv that says what belongs together (`GROUPS`), for the intervals; None: the
             first of them that says something, beside identical files.
         costs: A CSV of what errors cost (`evaluate.costs.read_costs`).
-        scaling: Calibration to fit: ``temperature`` or ``vector``.
+        scaling: Calibration to fit: ``temperature``, ``vector``, or ``auto`` (`fit.fit_card`).
         refit: Fit calibration and thresholds anew.
         progress: Called with (done, total).
 

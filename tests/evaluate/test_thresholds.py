@@ -8,9 +8,9 @@ from evaluate_cases import CODES, predictions
 
 from marrowscope.errors import ModelError
 from marrowscope.evaluate import evaluate_predictions
-from marrowscope.evaluate.thresholds import UNREACHABLE, fit_scaling, with_thresholds
+from marrowscope.evaluate.thresholds import UNREACHABLE, better_scaling, fit_scaling, with_thresholds
 from marrowscope.schema import Card, Predictions
-from marrowscope.triage import calibrated, judge
+from marrowscope.triage import calibrated, judge, softmax
 from tiny_onnx import card as tiny_card
 
 
@@ -88,6 +88,34 @@ def test_nothing_is_accepted_where_nothing_is_known_to_reach_the_accuracy() -> N
     answers = judge(card, logits)
     assert answers.accepted_N is not None
     assert not answers.accepted_N.any()
+
+
+def _answers(seed: int, n: int, tilt: float) -> tuple[np.ndarray, np.ndarray]:
+    """True classes and logits that are calibrated but for a tilt between the first two of three classes."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 2, (n, 3))
+    chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    truth = (rng.random(n)[:, None] > np.cumsum(chances, axis=1)).sum(1).clip(0, 2)
+    return truth, (logits + np.array([tilt, -tilt, 0.0])).astype(np.float32)
+
+
+def test_auto_takes_the_vector_only_where_it_says_more_of_cells_it_has_not_seen() -> None:
+    # A vector always fits the cells that it was fitted on better; where nothing is tilted, others show it up.
+    chosen = [better_scaling(t, softmax(x)) for t, x in (_answers(s, 200, 0.0) for s in range(10))]
+    assert chosen.count("temperature") >= 8
+    truth, logits = _answers(3, 600, 1.0)
+    assert better_scaling(truth, softmax(logits)) == "vector"
+    fitted = fit_scaling(truth, logits, "auto")
+    assert fitted == fit_scaling(truth, logits, "vector")
+    assert fitted.bias[0] < -0.5 < 0.5 < fitted.bias[1]
+    order = np.array([2, 0, 1])
+    assert better_scaling(np.argsort(order)[truth], softmax(logits[:, order])) == "vector"
+
+
+def test_auto_does_not_fit_a_vector_to_a_handful_of_cells() -> None:
+    truth, logits = _answers(3, 600, 1.0)
+    few = np.concatenate([np.flatnonzero(truth == 0)[:9], np.flatnonzero(truth > 0)])
+    assert fit_scaling(truth[few], logits[few], "auto").method == "temperature"
 
 
 def test_a_vector_that_turns_a_class_round_is_refused() -> None:

@@ -138,9 +138,11 @@ def test_a_stopped_student_ends_with_the_same_weights(
     whole = _weights(tmp_path / "whole")
     assert all(torch.equal(v, whole[k]) for k, v in _weights(stopped).items())
     assert (stopped / "teachers.safetensors").exists() == (view == "plain")
+    assert Card.read(stopped / "card.json").teachers == (Card.read(tiny_run / "card.json").name,)
     unlike = tmp_path / "unlike"
     train(tiny_recipe(model__drop_path=0.1, seed=5), data=cells, out=unlike, split=split, quiet=True)
     assert not all(torch.equal(v, whole[k]) for k, v in _weights(unlike).items())
+    assert Card.read(unlike / "card.json").teachers == ()
 
 
 def test_plain_answers_are_those_of_serving_and_kept_while_they_fit(
@@ -230,6 +232,8 @@ def test_a_run_may_start_from_another_runs_weights_on_the_same_split(
 ) -> None:
     recipe = tiny_recipe(model__weights=str(tiny_run / "best.safetensors"), optimizer__learning_rate=1e-12)
     train(recipe, data=cells, out=tmp_path / "a", split=tiny_run / "split.csv", quiet=True)
+    name = Card.read(tiny_run / "card.json").name
+    assert Card.read(tmp_path / "a" / "card.json").pretrained == f"best.safetensors of the run {name}"
     start, end = load_file(tiny_run / "best.safetensors"), load_file(tmp_path / "a" / "best.safetensors")
     same = [torch.allclose(start[k], end[k], atol=1e-6) for k in start if k.endswith("weight")]
     assert same, "no weight to compare"

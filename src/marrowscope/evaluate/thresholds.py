@@ -13,7 +13,10 @@ from marrowscope.evaluate.metrics import Bools, Floats, Integers, confusion_matr
 from marrowscope.schema import Card, CardAcceptance, CardConformal, CardNovelty, CardScaling
 from marrowscope.triage import calibrated, softmax
 
-ScalingMethod = Literal["temperature", "vector"]
+ScalingMethod = Literal["auto", "temperature", "vector"]
+
+CHOICE_FOLDS = 10
+"""Folds of the validation cells in which ``auto`` compares the two scalings."""
 
 UNREACHABLE = 2.0
 """Threshold of confidence that no answer reaches."""
@@ -22,10 +25,15 @@ UNREACHABLE = 2.0
 def fit_scaling(truth_N: Integers, logits_NC: npt.NDArray[np.float32], method: ScalingMethod) -> CardScaling:
     """Scaling of the logits with the least log loss on validation cells.
 
+    ``auto`` takes the vector where it has the lower log loss on validation cells that it was not fitted on
+    (`better_scaling`), else the temperature.
+
     Raises:
         ModelError: A vector with a scale that is not above 0, by which a class would turn into its opposite.
     """
     probs_NC, n = softmax(logits_NC), len(truth_N)
+    if method == "auto":
+        method = better_scaling(truth_N, probs_NC)
     if method == "temperature":
         inverse = 1.0 / calibration.fit_temperature(truth_N, probs_NC)
         classes = probs_NC.shape[1]
@@ -39,6 +47,36 @@ def fit_scaling(truth_N: Integers, logits_NC: npt.NDArray[np.float32], method: S
     return CardScaling(method=method, scale=tuple(fitted.scale), bias=tuple(fitted.bias), fitted_on=n)
 
 
+def better_scaling(truth_N: Integers, probs_NC: Floats) -> Literal["temperature", "vector"]:
+    """The scaling with the lower log loss in cross-validation on validation cells; in doubt the temperature.
+
+    The cells of each class go to the folds in turn. A vector that turns a class into its opposite is never taken, nor
+    one where a class has fewer cells than there are folds.
+
+    Args:
+        truth_N: Class numbers.
+        probs_NC: Probabilities as predicted, C classes.
+    """
+    n_C = np.bincount(truth_N, minlength=probs_NC.shape[1])
+    if n_C.min() < CHOICE_FOLDS:
+        return "temperature"
+    fold_N = np.empty(len(truth_N), dtype=np.int64)
+    for label, n in enumerate(n_C):
+        fold_N[truth_N == label] = np.arange(n) % CHOICE_FOLDS
+    gain = 0.0
+    for fold in range(CHOICE_FOLDS):
+        fit_N, held_N = fold_N != fold, fold_N == fold
+        vector = calibration.fit_vector(truth_N[fit_N], probs_NC[fit_N])
+        if vector.scale.min() <= 0:
+            return "temperature"
+        temperature = calibration.fit_temperature(truth_N[fit_N], probs_NC[fit_N])
+        single = calibration.Scaling.of_temperature(temperature, len(n_C))
+        own = (np.arange(int(held_N.sum())), truth_N[held_N])
+        likely = [np.maximum(s.apply(probs_NC[held_N])[own], 1e-300) for s in (vector, single)]
+        gain += float((np.log(likely[0]) - np.log(likely[1])).sum())
+    return "vector" if gain > 0 and calibration.fit_vector(truth_N, probs_NC).scale.min() > 0 else "temperature"
+
+
 def with_thresholds(
     card: Card,
     truth_N: Integers,
@@ -46,7 +84,7 @@ def with_thresholds(
     *,
     novelty_method: str | None,
     ood_score_N: Floats | None = None,
-    scaling: ScalingMethod = "temperature",
+    scaling: ScalingMethod = "auto",
 ) -> Card:
     """The card with all that is fitted on validation cells.
 
@@ -59,7 +97,7 @@ def with_thresholds(
         logits_NC: The model's.
         novelty_method: One of `novelty.CARD_METHODS`; None: the card says nothing of novelty.
         ood_score_N: The scores of that method.
-        scaling: ``temperature`` or ``vector``.
+        scaling: ``temperature``, ``vector``, or ``auto``, which compares them (`better_scaling`).
     """
     n = len(truth_N)
     card = card.model_copy(update={"scaling": fit_scaling(truth_N, logits_NC, scaling)})

@@ -138,10 +138,8 @@ def export_onnx(
 
 def _fitted(run: Path, data: Path | None, progress: Progress | None) -> tuple[Fitted, str]:
     """The run with a fitted card, if that can be had; else as it is, and what to tell of it."""
-    card = Card.read(run / "card.json") if (run / "card.json").is_file() else None
     try:
-        scaling = card.scaling.method if card is not None and card.scaling is not None else "temperature"
-        return fit_card(run, data=data, scaling=scaling, progress=progress), ""
+        return fit_card(run, data=data, progress=progress), ""
     except (DataError, SplitError) as e:
         fitted = load_fitted(run)
         if fitted.card.scaling is not None:

@@ -38,6 +38,11 @@ _PROVIDERS = {
 }
 DEVICES = tuple(_PROVIDERS)
 
+# What a provider is told. OpenVINO would compute in bfloat16 where the processor has it, with other answers.
+_PROVIDER_OPTIONS = {
+    "openvino": {"device_type": "CPU", "load_config": '{"CPU": {"INFERENCE_PRECISION_HINT": "f32"}}'},
+}
+
 _EXPORT = "Make one with: marrowscope export RUN -o model.onnx"
 
 
@@ -270,7 +275,7 @@ def _open_session(path: Path, threads: int | None, device: str) -> Any:
     try:
         if path.stat().st_size == 0:
             raise ModelError(f"The model {path} is an empty file. {_EXPORT}")
-        session = ort.InferenceSession(str(path), options, providers=[provider])
+        session = ort.InferenceSession(str(path), options, providers=[(provider, _PROVIDER_OPTIONS.get(device, {}))])
     except OSError as e:
         raise ModelError(f"Can't read the model {path}: {e.strerror or e}.") from None
     except ModelError:

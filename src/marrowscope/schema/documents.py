@@ -157,6 +157,7 @@ class Card(Document):
     architecture: str
     parameters: int
     pretrained: str
+    teachers: tuple[str, ...] = Field(default=(), description="names of the models whose answers it learnt from")
     class_set: str
     codes: tuple[str, ...]
     preprocessing: Preprocessing

@@ -426,6 +426,15 @@ def _write_tensorboard(folder: Path, row: dict[str, float]) -> None:
         raise OutputError(f"Can't write {folder}: {e.strerror or e}. Make room, then --resume.") from e
 
 
+def _origin(weights: str) -> str:
+    """What a card says of the weights that a training began with."""
+    if weights in {"hub", "none"}:
+        return weights
+    path = Path(weights)
+    card = path.with_name("card.json")
+    return f"{path.name} of the run {Card.read(card).name}" if card.is_file() else path.name
+
+
 def _write_card(learner: Learner, place: _Place, progress: Progress) -> None:
     recipe = place.recipe
     best = progress.history[progress.best_epoch]
@@ -434,7 +443,8 @@ def _write_card(learner: Learner, place: _Place, progress: Progress) -> None:
         program=f"marrowscope {marrowscope.__version__}",
         architecture=recipe.model.name,
         parameters=sum(p.numel() for p in learner.module.parameters()),
-        pretrained=recipe.model.weights if recipe.model.weights in {"hub", "none"} else Path(recipe.model.weights).name,
+        pretrained=_origin(recipe.model.weights),
+        teachers=() if learner.teachers is None else tuple(t.name for t in learner.teachers.record.teachers),
         class_set=recipe.class_set_name,
         codes=recipe.codes,
         preprocessing=recipe.image,

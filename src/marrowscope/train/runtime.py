@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import platform
 import signal
@@ -54,7 +56,20 @@ def make_fabric(config: EngineConfig) -> Fabric:
         precision=precision,
     )
     fabric.launch()
+    atexit.unregister(_leave_group)  # once, however many trainings this process does
+    atexit.register(_leave_group)
     return fabric
+
+
+def _leave_group() -> None:
+    """End the threads of the group of processes before Python ends.
+
+    Fabric does so for NCCL only. A thread of gloo that lets go of a tensor while the interpreter goes down needs a lock
+    that is no longer there, which now and then ended a finished process with SIGABRT.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        gc.collect()  # what still holds the group, such as a wrapped network
+        torch.distributed.destroy_process_group()
 
 
 def synchronised(module: CellClassifier, fabric: Fabric) -> CellClassifier:
