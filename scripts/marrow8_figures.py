@@ -1,36 +1,93 @@
-"""Two figures of docs/results.md that no command prints.
+"""The tables of docs/results.md, from run folders that were evaluated.
 
-    python scripts/marrow8_figures.py RUN DATA
+    python scripts/marrow8_figures.py RUN [RUN ...] [--data DATA]
 
-RUN was evaluated, and `marrowscope predict RUN/model.onnx DATA -o RUN/all.csv` was run. Prints the accuracy on the test
-cells of all classes but ART (ART stays a possible answer), and the largest difference of a probability between the
-checkpoint's answers (predictions.csv) and the ONNX file's (all.csv) on the test cells.
+For each run: the headline figures, the seven classes without ART (with ART still a possible answer, and as a question
+of seven classes, where ART's probability is left out), and a row a class. With `--data`, and where `marrowscope predict
+RUN/model.onnx DATA -o RUN/all.csv` was run, the largest difference of a probability between the checkpoint's answers
+and the ONNX file's on the test cells.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
+from sklearn.metrics import f1_score
 
 from marrowscope.evaluate.intervals import wilson_interval
-from marrowscope.schema import Predictions
+from marrowscope.schema import Card, Evaluation, Predictions, read_metrics
+
+HEADLINE = ("accuracy", "macro_f1", "tolerant_accuracy", "top2_accuracy", "macro_auroc")
+
+
+def share(hits: int, n: int) -> str:
+    """Hits of n, with Wilson's interval."""
+    low, high = wilson_interval(hits, n)
+    return f"{hits}/{n} = {hits / n:.3f} ({low:.3f}–{high:.3f})"
+
+
+def without_art(table: Predictions) -> tuple[str, str, str]:
+    """Test cells of the other classes: right answers out of all classes, out of seven, and macro F1 out of seven."""
+    assert table.truth is not None
+    kept = np.array([t != "ART" for t in table.truth])
+    codes = np.array(table.codes)
+    truth = np.array(table.truth)[kept]
+    probs_NC = table.probs_NC[kept]
+    seven = codes != "ART"
+    of_eight, of_seven = codes[probs_NC.argmax(1)], codes[seven][probs_NC[:, seven].argmax(1)]
+    macro = f1_score(truth, of_seven, average="macro", labels=codes[seven])
+    n = len(truth)
+    return share(int((of_eight == truth).sum()), n), share(int((of_seven == truth).sum()), n), f"{macro:.3f}"
+
+
+def headline(run: Path) -> str:
+    """One row of the table of models."""
+    card, found = Card.read(run / "card.json"), Evaluation.read(run / "evaluation.json")
+    minutes = sum(row["seconds"] for row in read_metrics(run / "metrics.csv")) / 60
+    table = Predictions.read(run / "predictions.csv")
+    figures = " | ".join(str(found.figures[name]) for name in HEADLINE if name in found.figures)
+    return (
+        f"| {card.name} | {card.architecture} | {card.preprocessing.size} px | {card.epochs} epochs, {minutes:.0f} min"
+        f" | {figures} | {' | '.join(without_art(table))} |"
+    )
+
+
+def classes(runs: list[Path]) -> list[str]:
+    """Rows a class: cells, and precision, recall and F1 of each run."""
+    found = [Evaluation.read(run / "evaluation.json") for run in runs]
+    lines = []
+    for number, first in enumerate(found[0].per_class):
+        cells = [
+            f"{e.per_class[number].precision} | {e.per_class[number].recall} | {e.per_class[number].f1}" for e in found
+        ]
+        lines.append(f"| {first.code} | {first.support} | {' | '.join(cells)} |")
+    return lines
+
+
+def served(run: Path, data: Path) -> str:
+    """How far the answers of the ONNX file are from those of the checkpoint."""
+    judged, all_cells = Predictions.read(run / "predictions.csv"), Predictions.read(run / "all.csv")
+    place = {p: i for i, p in enumerate(all_cells.paths)}
+    same = all_cells.probs_NC[[place[str(data / p)] for p in judged.paths]]
+    return (
+        f"{run}: {len(same)} test cells, largest difference of a probability {np.abs(same - judged.probs_NC).max():.1e}"
+    )
 
 
 def main() -> None:
-    if len(sys.argv) != 3:
-        raise SystemExit(__doc__)
-    run, data = map(Path, sys.argv[1:])
-    judged, served = Predictions.read(run / "predictions.csv"), Predictions.read(run / "all.csv")
-    assert judged.truth is not None
-    kept = [i for i, t in enumerate(judged.truth) if t != "ART"]
-    hits = sum(judged.codes[judged.probs_NC[i].argmax()] == judged.truth[i] for i in kept)
-    low, high = wilson_interval(hits, len(kept))
-    print(f"without ART: {hits} of {len(kept)} right, {hits / len(kept):.3f} ({low:.3f}-{high:.3f})")
-    place = {p: i for i, p in enumerate(served.paths)}
-    same = served.probs_NC[[place[str(data / p)] for p in judged.paths]]
-    print(f"{len(same)} test cells: largest difference of a probability {np.abs(same - judged.probs_NC).max():.1e}")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--data", type=Path)
+    options = parser.parse_args()
+    columns = ["model", "network", "input", "training", *HEADLINE, "seven, of eight", "seven, of seven", "its macro F1"]
+    print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
+    print("\n".join(headline(run) for run in options.runs))
+    print("\n" + "\n".join(classes(options.runs)))
+    for run in options.runs:
+        if options.data is not None and (run / "all.csv").exists():
+            print(served(run, options.data))
 
 
 if __name__ == "__main__":
