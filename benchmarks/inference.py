@@ -13,6 +13,7 @@ Sides, each in a process of its own, one after another in each round:
   marrowscope's, because torchvision's would be slower. Once decoding in its own process and once in as many workers as
   there are cores; the faster one counts.
 - `predict`: `marrowscope.infer.predict_files`, as the command calls it, from the same JPEG files to a CSV file.
+- `predict given file` (with `--fast`): the same for that file, such as the `marrow8-fast` of the package.
 - `bare`: an onnxruntime session with its default options and a thread a core, fed arrays that were decoded before the
   clock starts. Once in batches of 32 and once in those of `predict`; the faster one counts.
 
@@ -62,6 +63,7 @@ GOALS = {
     "predict resnet50 int8 / torch resnet50": 4.5,
     "predict resnet50 int8 / bare resnet50 int8": 0.90,
     "predict fast int8 / torch resnet50": 25.0,
+    "predict given file / torch resnet50": 25.0,
     "bare resnet50 int8 / bare resnet50 fp32": 1.3,
     "bare vit int8 / bare vit fp32": 1.3,
     "bare fast int8 / bare fast fp32": 1.3,
@@ -262,10 +264,11 @@ def link(cells: list[Path], folder: Path, files: int) -> None:
 def memory(options: dict[str, Any], cells: list[Path], sizes: list[int], work: Path, cores: list[int]) -> Iterator[str]:
     """Peak memory by number of images, line by line."""
     peaks = []
+    which = "given file" if "given-file" in options["models"] else "fast int8"
     for n in sizes:
         folder = work / f"links{n}"
         link(cells, folder, n)
-        found = apart("memory fast int8", {**options, "folder": str(folder)}, cores)
+        found = apart(f"memory {which}", {**options, "folder": str(folder)}, cores)
         peaks.append(found["peak_mib"])
         yield f"| peak memory, {n:,} images | {found['peak_mib']:.0f} MiB | {n / found['wall']:.0f} images/s |"
     options["peaks"] = dict(zip(map(str, sizes), peaks, strict=True))
@@ -278,7 +281,7 @@ def main() -> None:
     parser.add_argument("cells", type=Path, nargs="?")
     parser.add_argument("--images", type=int, default=512, help="a side; torch has a quarter of them")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--fast", type=Path, help="int8 file of the fast model")
+    parser.add_argument("--fast", type=Path, metavar="MODEL.onnx", help="measure the fast model that is used, too")
     parser.add_argument("--memory", type=int, nargs=2, default=[1000, 100_000], metavar=("SMALL", "LARGE"))
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--only", nargs="*", default=sorted(NETWORKS), help="networks to measure")
@@ -306,10 +309,11 @@ def measure(given: argparse.Namespace, files: list[str], cells: list[Path], work
     apart("models all none", {"models": {}, "files": files, "folder": str(work), "only": given.only}, cores)
     models = {p.stem: str(p) for p in work.glob("*.onnx")}
     if given.fast:
-        models["fast-int8"] = str(given.fast.absolute())
+        models["given-file"] = str(given.fast.absolute())
     options: dict[str, Any] = {"models": models, "files": files}
     ways = ["torch resnet50 0"] + ([f"torch resnet50 {len(cores)}"] if given.clock == "wall" else [])
     sides = [f"predict {n} int8" for n in given.only]
+    sides += ["predict given file"] if given.fast else []
     sides += [f"bare {n} {p} {b}" for n in given.only for p in ("int8", "fp32") for b in (BATCH_SIZE, BATCH)]
     rounds = []
     for number in range(given.rounds):
@@ -328,7 +332,7 @@ def measure(given: argparse.Namespace, files: list[str], cells: list[Path], work
         if first in rounds[0] and second in rounds[0]:
             ratios[pair] = statistics.median(r[first] / r[second] for r in rounds)
             print(f"| {pair} | {ratios[pair]:.2f} | {goal:g}: {'met' if ratios[pair] >= goal else 'MISSED'} |")
-    if not given.no_memory and "fast" in given.only:
+    if not given.no_memory and ("fast" in given.only or given.fast):
         print("\n| memory | | |\n|---|---|---|")
         for line in memory(options, cells, given.memory, work, cores):
             print(line)
