@@ -2,8 +2,8 @@
 
     python scripts/report_picture.py demo/run docs/images/report.png
 
-RUN was evaluated on phantoms (`make demo`); `marrowscope analyse RUN` before adds the map. Needs playwright and a
-Chromium on the PATH, or named by MARROWSCOPE_CHROMIUM.
+RUN was evaluated on phantoms (`make demo`). Needs playwright and a Chromium on the PATH, or
+named by MARROWSCOPE_CHROMIUM.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from marrowscope.report.inputs import read_target
 
 WIDTH = 1240
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
-SECTIONS = ("headline", "curves", "matrix", "map")
+SECTIONS = ("headline", "curves", "matrix")
 """What the picture shows, as far as the report has it."""
 
 

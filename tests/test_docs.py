@@ -14,11 +14,13 @@ import pytest
 
 from marrowscope.data.index import build_index
 from marrowscope.data.phantom import write_phantoms
+from marrowscope.modelcards import bundled_models, card_markdown
 from marrowscope.schema import write_index
+from tiny import TINY_CODES, tiny_values
 
 REPOSITORY = Path(__file__).parent.parent
 DOCS = REPOSITORY / "docs"
-GENERATED = {DOCS / "reference" / "cli.md", DOCS / "reference" / "python.md"}
+GENERATED = {DOCS / "reference" / f"{name}.md" for name in ("cli", "python", "models", "map")}
 PAGES = sorted(
     p
     for p in (*REPOSITORY.glob("*.md"), *DOCS.rglob("*.md"))
@@ -86,6 +88,16 @@ def _given(what: str, folder: Path) -> None:
     if what == "index.csv of phantoms":
         write_phantoms(folder / "cells", per_class=10, seed=0, jobs=1)
         write_index(folder / "index.csv", build_index(folder / "cells"))
+        return
+    if what.startswith("phantoms in "):
+        write_phantoms(folder / what.removeprefix("phantoms in "), per_class=3, seed=0, jobs=1)
+        return
+    if what == "a small run":
+        from marrowscope.config import parse_recipe
+        from marrowscope.train import train
+
+        write_phantoms(folder / "cells", per_class=20, seed=0, codes=TINY_CODES, jobs=1)
+        train(parse_recipe(tiny_values(), "tiny"), data=folder / "cells", out=folder / "run", quiet=True)
         return
     pytest.fail(f"Nobody knows how to make {what!r}")
 
@@ -156,3 +168,34 @@ def test_the_site_builds_strictly(tmp_path: Path) -> None:
     assert "marrowscope predict" in page
     loaded = re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=\"(https?://[^\"]+)\"", page)
     assert not loaded, f"the site asks the network for {loaded}"
+
+
+_PROGRAMS = re.compile(r"^(?:[A-Z_]+=\S+ )?(?:marrowscope|pip|python|make|torchrun|ray|curl|docker|git) ", re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_no_command_hides_in_a_block_that_nobody_runs(page: Path) -> None:
+    hidden = [f"line {b.line}" for b in blocks(page) if b.kind == "text" and _PROGRAMS.search(b.code)]
+    assert not hidden, f"give these as sh, and where they can't run say why: {hidden}"
+
+
+def test_every_page_is_in_the_table_of_contents() -> None:
+    entries = {
+        line.strip() for b in blocks(DOCS / "index.md") if b.kind == "{toctree}" for line in b.code.splitlines() if line
+    }
+    pages = {
+        str(p.relative_to(DOCS).with_suffix("")) for p in (*DOCS.rglob("*.md"), *GENERATED) if "_build" not in p.parts
+    }
+    assert pages - {"index"} <= entries
+
+
+def test_the_figures_of_the_readme_are_measured_ones() -> None:
+    """Each stands on a page of results, or on the card of a model that comes with the package."""
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    ours = [line for line in readme.splitlines() if line.startswith("| ") and "recipe]" in line]
+    assert len(ours) >= 2
+    pages = [(DOCS / f"{name}.md").read_text(encoding="utf-8").replace("*", "") for name in ("results", "experiments")]
+    cards = [card_markdown(model.card) for model in bundled_models()]
+    for line in ours:
+        for figure in re.findall(r"0\.\d{3} \(0\.\d{3}–0\.\d{3}\)", line):
+            assert any(figure in text for text in (*pages, *cards)), f"{figure} of the README stands nowhere else"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +57,7 @@ def test_names_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert checks["data"].state == "bad"
     assert checks["self-test"].state == "bad"
     assert "no such model" in checks["self-test"].found
+    assert "--model" in checks["self-test"].advice
 
 
 def test_a_model_that_answers_with_no_numbers_fails(tmp_path: Path) -> None:
@@ -66,6 +69,11 @@ def test_missing_packages_are_named() -> None:
     assert check.state == "note"
     assert check.found.endswith("; missing: not-a-package-of-anyone")
     assert check.advice == "pip install it"
+
+
+def test_all_packages_of_the_plain_install_are_looked_for() -> None:
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    assert {re.split(r"[^A-Za-z0-9-]", line)[0] for line in project["dependencies"]} == set(doctor._PLAIN)
 
 
 def test_checksums_tell_a_changed_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

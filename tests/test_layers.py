@@ -130,3 +130,30 @@ def test_the_light_modules_load_no_torch(module: str) -> None:
     code = f"import sys, marrowscope.{module}; print(*{TORCH!r} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+
+
+def _map() -> dict[str, tuple[int, str]]:
+    """Module -> (floor, heavy imports), by the table in CONTRIBUTING.md."""
+    text = (PACKAGE.parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = text.partition("<!-- map:")[2].partition("## ")[0]
+    rows = [[c.strip() for c in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("| ")]
+    return {cells[1].strip("`"): (int(cells[0]), cells[3]) for cells in rows[1:]}
+
+
+def test_the_map_of_the_package_names_every_module_and_no_other() -> None:
+    there = {_top(path) for path in _modules()} - {"__init__"}
+    assert set(_map()) == there == set(FLOORS), "CONTRIBUTING.md, the package, and FLOORS name the same modules"
+    assert {name: floor for name, (floor, _) in _map().items()} == FLOORS
+
+
+def test_the_map_says_which_modules_need_torch() -> None:
+    says = {name for name, (_, heavy) in _map().items() if "torch" in heavy}
+    assert says >= MAY_USE_TORCH - {"cli"}
+
+
+@pytest.mark.parametrize("path", _modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_each_module_says_what_it_is(path: Path) -> None:
+    """The first line of its docstring, which the map in the documentation shows."""
+    text = ast.get_docstring(ast.parse(path.read_text()))
+    assert text
+    assert len(text.splitlines()[0]) > 10

@@ -7,9 +7,11 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
@@ -18,8 +20,10 @@ from marrowscope.data.index import build_index
 from marrowscope.data.provenance import SYNTHETIC_MARK
 from marrowscope.data.split import make_split
 from marrowscope.errors import DataError, FileFormatError, OutputError
-from marrowscope.schema import NOT_A_MEDICAL_DEVICE, write_index
-from marrowscope.show import SYNTHETIC, show_augmented, show_index
+from marrowscope.evaluate import evaluate_csv
+from marrowscope.explain.drawing import RIGHT, WRONG
+from marrowscope.schema import NOT_A_MEDICAL_DEVICE, OK, Predictions, write_index
+from marrowscope.show import SYNTHETIC, class_table, figures_table, show_answers, show_augmented, show_index
 from tiny import TINY_CODES
 
 MakeRecipe = Callable[..., Recipe]
@@ -130,7 +134,10 @@ def test_training_is_shown_as_it_sees_its_pictures(
         assert "<tr><td>blur</td>" in text
         assert "<tr><td>jpeg</td>" not in text
         with Image.open(page.parent / "augmented.png") as sheet:
-            assert sheet.size == (3 * 36 + 4, 28 + 4 * 36 + 4)
+            assert sheet.height == 28 + 4 * 36 + 4
+            ink = (np.asarray(sheet.convert("L"))[:28] < 128).any(0)
+            assert ink[3 * 36 + 4 :].any()
+            assert not ink[-4:].any(), "the title is longer than the rows, and is not cut off"
     first = (tmp_path / "out" / "augmented.png").read_bytes()
     show_augmented(recipe, cells, index, tmp_path / "out", pictures=4, draws=2)
     assert (tmp_path / "out" / "augmented.png").read_bytes() == first
@@ -154,3 +161,127 @@ def test_bad_input_for_what_training_sees_is_an_error(
     (empty / SYNTHETIC_MARK).write_text("")
     with pytest.raises(DataError, match="missing: no such file"):
         show_augmented(tiny_recipe(), empty, index, tmp_path / "out")
+
+
+# ------------------------------------------------------------------------------------------------------------- answers
+
+
+def _answers(cells: Path, path: Path, wrong: int = 7, truth: bool = True, extra: Sequence[str] = ()) -> list[bool]:
+    """A table of predictions of all phantoms and of `extra`, `wrong` of them wrong; whether each is right, as shown."""
+    by_class = {code: sorted(f"{code}/{p.name}" for p in (cells / code).iterdir()) for code in TINY_CODES}
+    names = [*(name for code in ("BLA", "NGS", "LYT") for name in by_class[code]), *extra]  # in clinical order
+    labels = [name[:3] for name in names]
+    right = [i % 4 != 1 or i // 4 >= wrong for i in range(len(names))]
+    columns = sorted(TINY_CODES)
+    said = [columns.index(t) if r else (columns.index(t) + 1) % 3 for t, r in zip(labels, right, strict=True)]
+    # The table has another order than the sheet.
+    order = np.random.default_rng(0).permutation(len(names)).tolist()
+    Predictions(
+        paths=(*(names[i] for i in order), "BLA/broken.jpg"),
+        status=(*[OK] * len(names), "not an image"),
+        codes=tuple(columns),
+        probs_NC=np.concatenate([np.eye(3)[[said[i] for i in order]], np.full((1, 3), np.nan)]),
+        truth=(*(labels[i] for i in order), "BLA") if truth else None,
+    ).write(path)
+    return right
+
+
+def _frames(sheet: Path, n: int, side: int) -> list[str]:
+    """The colours of the frames, row by row; the letter's box below each has the same."""
+    with Image.open(sheet) as image:
+        pixels = image.convert("RGB")
+    out = []
+    for i in range(n):
+        x, y = 4 + i % 10 * (side + 14), 28 + i // 10 * (side + 32)
+        corners = [pixels.getpixel((x + dx, y + dy)) for dx in (0, side + 9) for dy in (0, side + 9)]
+        (colour,) = {*corners, pixels.getpixel((x + 1, y + side + 11))}
+        assert isinstance(colour, tuple)
+        out.append(bytes(colour).hex())
+    return out
+
+
+def test_right_answers_are_green_and_wrong_ones_red(cells: Path, tmp_path: Path) -> None:
+    right = _answers(cells, tmp_path / "p.csv")
+    sheet = show_answers(tmp_path / "p.csv", cells, tmp_path / "out" / "answers.png", side=64)
+    assert sheet == tmp_path / "out" / "answers.png"
+    with Image.open(sheet) as image:
+        assert image.size == (10 * 78 + 4, 28 + 3 * 96 + 4)
+    assert _frames(sheet, 30, 64) == [(RIGHT if r else WRONG)[1:] for r in right]
+    assert right.count(False) == 7
+
+
+def test_the_sheet_can_be_read_without_colours(cells: Path, tmp_path: Path) -> None:
+    """The letters differ in their shape, not only in the colour of the box around them."""
+    right = _answers(cells, tmp_path / "p.csv")
+    with Image.open(show_answers(tmp_path / "p.csv", cells, tmp_path / "a.png", side=64)) as image:
+        grey = np.asarray(image.convert("RGB")).astype(int)
+    letters = {}
+    for i in (right.index(True), right.index(False)):
+        x, y = 4 + i % 10 * 78, 28 + i // 10 * 96 + 74
+        box = grey[y : y + 18, x : x + 16]
+        letters[right[i]] = np.abs(box - 255).sum(2) < 200
+    assert letters[True].any()
+    assert letters[False].any()
+    assert (letters[True] != letters[False]).mean() > 0.1
+
+
+def test_chance_chooses_the_answers_whatever_they_are(cells: Path, tmp_path: Path) -> None:
+    _answers(cells, tmp_path / "p.csv")
+    _answers(cells, tmp_path / "q.csv", wrong=0)
+
+    def shown(table: str, seed: int) -> bytes:
+        return show_answers(tmp_path / table, cells, tmp_path / "a.png", n=10, side=64, seed=seed).read_bytes()
+
+    assert shown("p.csv", 0) == shown("p.csv", 0) != shown("p.csv", 1)
+
+    def pictures(table: str) -> npt.NDArray[np.uint8]:
+        with Image.open(show_answers(tmp_path / table, cells, tmp_path / "a.png", n=10, side=64)) as image:
+            pixels = np.asarray(image)
+        return np.stack([pixels[33 : 33 + 64, 9 + i * 78 : 9 + i * 78 + 64] for i in range(10)])
+
+    assert np.array_equal(pictures("p.csv"), pictures("q.csv")), "the same cells, whatever was answered"
+
+
+def test_lost_pictures_are_crossed_out(cells: Path, tmp_path: Path) -> None:
+    _answers(cells, tmp_path / "p.csv", extra=("LYT/gone.jpg",))
+    sheet = show_answers(tmp_path / "p.csv", cells, tmp_path / "a.png", side=64)
+    with Image.open(sheet) as image:
+        assert image.height == 28 + 4 * 96 + 4
+        tile = np.asarray(image)[28 + 3 * 96 :, :78]
+    assert (tile == (208, 212, 217)).all(2).sum() > 1000, "the paper of a crossed-out tile"
+
+
+def test_answers_that_can_not_be_shown_are_an_error(cells: Path, tmp_path: Path) -> None:
+    _answers(cells, tmp_path / "p.csv", truth=False)
+    with pytest.raises(FileFormatError, match="no column 'truth'"):
+        show_answers(tmp_path / "p.csv", cells, tmp_path / "a.png")
+    _answers(cells, tmp_path / "p.csv")
+    with pytest.raises(DataError, match="n is 0; allowed: 1 to 1000"):
+        show_answers(tmp_path / "p.csv", cells, tmp_path / "a.png", n=0)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="None of 30 cells"):
+        show_answers(tmp_path / "p.csv", tmp_path / "empty", tmp_path / "a.png")
+    nothing = Predictions(("a.jpg",), ("broken",), TINY_CODES, np.full((1, 3), np.nan), ("BLA",))
+    nothing.write(tmp_path / "n.csv")
+    with pytest.raises(DataError, match="no file with an answer"):
+        show_answers(tmp_path / "n.csv", cells, tmp_path / "a.png")
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_figures_stand_in_tables(cells: Path, tmp_path: Path) -> None:
+    right = _answers(cells, tmp_path / "p.csv")
+    evaluation = evaluate_csv(tmp_path / "p.csv")
+    accuracy = evaluation.figures["accuracy"]
+    assert accuracy.value == sum(right) / 30
+    overall = figures_table(evaluation).splitlines()
+    assert f"| accuracy | {accuracy} | 30 |" in overall
+    assert len(overall) == 2 + len(evaluation.figures)
+    chosen = figures_table(evaluation, ["macro_f1", "top2_accuracy"]).splitlines()[2:]
+    assert [line.split("|")[1].strip() for line in chosen] == ["macro F1", "top-2 accuracy"]
+    with pytest.raises(DataError, match="No figure 'luck'; there are accuracy, "):
+        figures_table(evaluation, ["luck"])
+    by_class = class_table(evaluation).splitlines()[2:]
+    assert [line[2:5] for line in by_class] == ["BLA", "NGS", "LYT"]
+    for line in by_class:
+        (c,) = (c for c in evaluation.per_class if c.code == line[2:5])
+        assert [cell.strip() for cell in line.split("|")[2:-1]] == ["10", str(c.precision), str(c.recall), str(c.f1)]

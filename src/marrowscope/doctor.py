@@ -39,7 +39,12 @@ OLDEST_PYTHON = (3, 11)
 CHECKSUMS = "SHA256SUMS"
 """File beside the bundled models, as ``sha256sum`` writes it."""
 
-_PLAIN = ("numpy", "pillow", "onnxruntime", "pydantic", "typer", "rich", "jinja2")
+_PLAIN = (
+    "numpy", "pillow", "onnxruntime", "pydantic", "typer", "rich", "jinja2", "fastapi", "uvicorn", "sqlalchemy",
+    "alembic", "fpdf2", "prometheus-client", "python-multipart",
+)  # fmt: skip
+"""What the plain install brings: it predicts, counts and serves."""
+
 _TRAINING = ("torch", "timm", "lightning-fabric", "safetensors", "onnx", "onnxscript")
 
 
@@ -72,7 +77,7 @@ def examine(
     """
     yield from _program()
     yield _packages("packages", _PLAIN, "bad", "pip install --upgrade marrowscope")
-    yield _packages("training", _TRAINING, "note", "for training and reports of runs: pip install 'marrowscope[train]'")
+    yield _packages("training", _TRAINING, "note", "to train, evaluate and export: pip install 'marrowscope[train]'")
     yield _processor()
     yield _accelerator()
     yield _memory()
@@ -256,7 +261,9 @@ def _self_test(model: str | None, seconds: float) -> Check:
             n += 1
         rate = n / (time.perf_counter() - started)
     except MarrowscopeError as e:
-        return Check("self-test", "bad", str(e), "install marrowscope again; if it stays, report it with this output")
+        again = "install marrowscope again; if it stays, report it with this output"
+        advice = again if model is None else "give --model a bundled name, or a file that 'marrowscope export' wrote"
+        return Check("self-test", "bad", str(e), advice)
     if classifier is None:
         return Check(
             "self-test", "note", f"{rate:.0f} pictures/s decoded and prepared, no model to answer", "give one: --model"

@@ -3,6 +3,8 @@
 OUT/
     index.html, histogram.png, BLA.png, ...     `show_index`: each class, and how many pictures there are of it
     augmented.html, augmented.png               `show_augmented`: pictures beside augmented draws of them
+
+`show_answers` draws one sheet of a model's answers; `figures_table` and `class_table` put an evaluation into Markdown.
 """
 
 from __future__ import annotations
@@ -25,7 +27,16 @@ from marrowscope.data.sources import Source, open_source
 from marrowscope.errors import DataError, FileFormatError, ImageError
 from marrowscope.files import UNDECODABLE, UTF8, atomic_path, make_folder, write_text
 from marrowscope.images import decode, to_input
-from marrowscope.schema import NOT_A_MEDICAL_DEVICE, OK, SPLIT_COLUMNS, IndexRow, Split, read_index
+from marrowscope.schema import (
+    NOT_A_MEDICAL_DEVICE,
+    OK,
+    SPLIT_COLUMNS,
+    Evaluation,
+    IndexRow,
+    Predictions,
+    Split,
+    read_index,
+)
 
 SYNTHETIC = "Synthetic: these cells are drawn by a program. They show no patient, and nothing about real cells."
 
@@ -34,6 +45,8 @@ _MAX_SEED = 2**63 - 1
 _INK, _PAPER, _FAINT = "#1b1f24", "#ffffff", "#d0d4d9"
 _GAP = 4  # pixels between tiles
 _HEAD = 28  # pixels of a sheet's title
+_FRAME, _CAPTION = 5, 18  # pixels around and below the picture of an answer
+_COLUMNS = 10  # of answers
 
 _STYLE = """
 :root { color-scheme: light dark; font: 16px/1.45 system-ui, sans-serif; }
@@ -168,6 +181,121 @@ def show_augmented(
     return page
 
 
+def show_answers(predictions: Path, data: Path, out: Path, *, n: int = 100, side: int = 96, seed: int = 0) -> Path:
+    """Write a sheet of cells with a model's answers: right ones framed green, wrong ones red.
+
+    A letter says the same without colours: R for right, W for wrong. Below each cell stands the answer and, where that
+    is wrong, the truth. Chance chooses the cells, whatever was answered, so that the shares of green and red are fair;
+    they stand in clinical order of their true classes.
+
+    Args:
+        predictions: A table of predictions with a column `truth`, as `marrowscope evaluate` writes it.
+        data: Folder or archive that its paths are relative to.
+        out: PNG file to write.
+        n: Cells, 1 to 1,000; all, where there are fewer.
+        side: Of a picture, pixels, 64 to 512.
+        seed: Another one shows other cells.
+
+    Returns:
+        `out`.
+
+    Raises:
+        DataError: An option is out of its range, the data are not there or hold none of the cells, or no file of the
+            table has an answer.
+        FileFormatError: Not a table of predictions, or one without truth.
+        OutputError: `out` can't be written.
+    """
+    _check_range("n", n, 1, 1000)
+    _check_range("side", side, 64, 512)
+    _check_range("seed", seed, 0, _MAX_SEED)
+    table, source = Predictions.read(predictions), open_source(data)
+    if table.truth is None:
+        raise FileFormatError(
+            f"{predictions} has no column 'truth', and so nothing in it is right or wrong. Give a table of "
+            "'marrowscope evaluate', or add the column."
+        )
+    truth, answered = table.truth, np.flatnonzero(table.ok).tolist()
+    if not answered:
+        raise DataError(f"{predictions} has no file with an answer.")
+    chosen = sorted(answered, key=lambda i: _key(table.paths[i], seed))[:n]
+    chosen.sort(key=lambda i: (cell_class(truth[i]).order, table.paths[i]))
+    said = {i: table.codes[int(table.probs_NC[i].argmax())] for i in chosen}
+    right = sum(said[i] == truth[i] for i in chosen)
+    title = f"{len(chosen)} of {len(answered):,} answers: {right} right (R), {len(chosen) - right} wrong (W)"
+    tiles = _tiles(source, [table.paths[i] for i in chosen], side)
+    broken = [t for t in tiles if isinstance(t, str)]
+    if len(broken) == len(tiles):
+        raise DataError(
+            f"None of {len(tiles)} cells of {predictions} can be read in {data}, the first is {broken[0]}. Give the "
+            "folder or archive that its paths are relative to."
+        )
+    title += f"; {len(broken)} pictures can't be read" * bool(broken)
+    title += " (synthetic)" if is_synthetic(data) else ""
+    pictures = (_crossed_out(side) if isinstance(t, str) else t for t in tiles)
+    _save_png(
+        out,
+        _sheet(
+            [_framed(p, said[i], truth[i], side) for p, i in zip(pictures, chosen, strict=True)],
+            columns=min(_COLUMNS, len(chosen)),
+            title=title,
+            side=side + 2 * _FRAME,
+            height=side + 2 * _FRAME + _CAPTION,
+        ),
+    )
+    return out
+
+
+def figures_table(evaluation: Evaluation, names: Sequence[str] | None = None) -> str:
+    """Overall figures of an evaluation as a Markdown table, each with its 95 % interval and its number of cells.
+
+    Args:
+        evaluation: As `score.evaluate_run` gives it.
+        names: Of the figures (`Evaluation.figures`), in the order of the rows; None for all.
+
+    Raises:
+        DataError: There is no such figure.
+    """
+    wanted = list(evaluation.figures) if names is None else list(names)
+    if unknown := [name for name in wanted if name not in evaluation.figures]:
+        raise DataError(f"No figure {unknown[0]!r}; there are {', '.join(evaluation.figures)}.")
+    rows = [f"| {_in_words(n)} | {evaluation.figures[n]} | {evaluation.figures[n].n} |" for n in wanted]
+    return "\n".join(["| figure | value (95 % interval) | cells |", "|---|---|---|", *rows])
+
+
+def _in_words(name: str) -> str:
+    """Name of a figure as a reader knows it."""
+    text = name.replace("_", " ").replace("f1", "F1").replace("top2", "top-2").replace("auroc", "AUROC")
+    return text.replace("cohen kappa", "Cohen's kappa").replace("matthews", "Matthews correlation")
+
+
+def class_table(evaluation: Evaluation) -> str:
+    """Precision, recall and F1 of each class as a Markdown table, in clinical order, each with its 95 % interval."""
+    by_code = {c.code: c for c in evaluation.per_class}
+    rows = [
+        f"| {code} {cell_class(code).name} | {c.support} | {c.precision} | {c.recall} | {c.f1} |"
+        for code in clinical_order(by_code)
+        for c in (by_code[code],)
+    ]
+    return "\n".join(["| class | cells | precision | recall | F1 |", "|---|---|---|---|---|", *rows])
+
+
+def _framed(picture: Image.Image, said: str, truth: str, side: int) -> Image.Image:
+    """A picture in the middle of its frame, the letter and the classes below."""
+    from marrowscope.explain.drawing import RIGHT, WRONG
+
+    colour, letter, text = (RIGHT, "R", said) if said == truth else (WRONG, "W", f"{said}, is {truth}")
+    wide = side + 2 * _FRAME
+    tile = Image.new("RGB", (wide, wide + _CAPTION), _PAPER)
+    draw, font = ImageDraw.Draw(tile), ImageFont.load_default(12)
+    draw.rectangle((0, 0, wide - 1, wide - 1), fill=colour)
+    draw.rectangle((_FRAME, _FRAME, _FRAME + side - 1, _FRAME + side - 1), fill=_PAPER)
+    tile.paste(picture, ((wide - picture.width) // 2, (wide - picture.height) // 2))
+    draw.rectangle((0, wide, 15, wide + _CAPTION - 1), fill=colour)
+    draw.text((8, wide + _CAPTION // 2), letter, _PAPER, font=font, anchor="mm")
+    draw.text((20, wide + _CAPTION // 2), text, _INK, font=font, anchor="lm")
+    return tile
+
+
 def _settings(recipe: Recipe, draws: int) -> list[str]:
     what = (
         f"<p>Left: the picture as the network gets it without augmentation, {recipe.image.size} px a side. Then "
@@ -219,6 +347,13 @@ def _from_all_classes(rows: Sequence[tuple[str, str]], n: int, seed: int) -> lis
 
 def _contact_sheet(source: Source, names: Sequence[str], title: str, side: int) -> tuple[Image.Image, list[str]]:
     """The sheet, and what is wrong with the pictures that have a crossed-out tile on it."""
+    tiles = _tiles(source, names, side)
+    sheet = _sheet([_crossed_out(side) if isinstance(t, str) else t for t in tiles], 8, title, side)
+    return sheet, [t for t in tiles if isinstance(t, str)]
+
+
+def _tiles(source: Source, names: Sequence[str], side: int) -> list[Image.Image | str]:
+    """Each picture made to fit into `side` pixels, or what is wrong with it."""
 
     def tile(name: str) -> Image.Image | str:
         try:
@@ -229,9 +364,7 @@ def _contact_sheet(source: Source, names: Sequence[str], title: str, side: int) 
         return picture
 
     with ThreadPoolExecutor() as pool:
-        tiles = list(pool.map(tile, names))
-    sheet = _sheet([_crossed_out(side) if isinstance(t, str) else t for t in tiles], 8, title, side)
-    return sheet, [t for t in tiles if isinstance(t, str)]
+        return list(pool.map(tile, names))
 
 
 def _crossed_out(side: int) -> Image.Image:
@@ -242,17 +375,19 @@ def _crossed_out(side: int) -> Image.Image:
     return image
 
 
-def _sheet(tiles: Sequence[Image.Image], columns: int, title: str, side: int) -> Image.Image:
-    """Tiles in rows, each in the middle of its place of `side` pixels, below a title."""
-    step = side + _GAP
+def _sheet(tiles: Sequence[Image.Image], columns: int, title: str, side: int, height: int | None = None) -> Image.Image:
+    """Tiles in rows, each in the middle of its place of `side` by `height` (or `side`) pixels, below a title."""
+    height = side if height is None else height
     lines = -(-len(tiles) // columns)
-    sheet = Image.new("RGB", (columns * step + _GAP, _HEAD + lines * step + _GAP), _PAPER)
-    ImageDraw.Draw(sheet).text((_GAP, 5), title, _INK, font=ImageFont.load_default(15))
+    font = ImageFont.load_default(15)
+    wide = max(columns * (side + _GAP), round(font.getlength(title)) + _GAP)
+    sheet = Image.new("RGB", (wide + _GAP, _HEAD + lines * (height + _GAP) + _GAP), _PAPER)
+    ImageDraw.Draw(sheet).text((_GAP, 5), title, _INK, font=font)
     for i, tile in enumerate(tiles):
-        if max(tile.size) > side:
-            tile = tile.resize((side, side), Image.Resampling.LANCZOS)
-        x, y = _GAP + i % columns * step, _HEAD + i // columns * step
-        sheet.paste(tile, (x + (side - tile.width) // 2, y + (side - tile.height) // 2))
+        if tile.width > side or tile.height > height:
+            tile = tile.resize((side, height), Image.Resampling.LANCZOS)
+        x, y = _GAP + i % columns * (side + _GAP), _HEAD + i // columns * (height + _GAP)
+        sheet.paste(tile, (x + (side - tile.width) // 2, y + (height - tile.height) // 2))
     return sheet
 
 

@@ -3,18 +3,40 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from marrowscope import __version__
 from marrowscope.cli import analyse, data, doctor, explain, judge, learn, models, serve, use
 from marrowscope.cli.common import EXIT_BAD_INPUT, EXIT_STOPPED
 from marrowscope.errors import MarrowscopeError
 
+
+class _Commands(TyperGroup):
+    """The commands, which take no empty argument.
+
+    An empty path would mean the current folder, though what is meant is mostly a variable of the shell that isn't set.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if "" in args:
+            place = args.index("")
+            before = f"after {args[place - 1]!r}" if place else "at the start"
+            raise typer.BadParameter(
+                f"There is an empty argument {before}. Give a value, or leave the argument out; where it is a variable "
+                "of the shell, see that it is set."
+            )
+        return super().parse_args(ctx, args)
+
+
 app = typer.Typer(
     name="marrowscope",
+    cls=_Commands,
     help="Classify single cells of bone-marrow smears. Not a medical device.",
+    epilog="Begin with: marrowscope doctor. Then name cells with: marrowscope predict marrow8 FOLDER, and count them "
+    "with: marrowscope count predictions.csv. Each command says more with --help.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -75,4 +97,4 @@ for command in (
     use.count,
 ):
     app.command()(command)
-app.add_typer(serve.serve)
+app.add_typer(serve.serve, short_help="Open the reading room, to review cells in the browser.")

@@ -15,12 +15,12 @@ from marrowscope.cli.common import EXIT_SOME_FAILED, need_torch, progress_bar
 if TYPE_CHECKING:
     from marrowscope.schema import Split
 
-IndexFile = Annotated[Path, typer.Argument(metavar="INDEX", help="An index.csv.")]
+IndexFile = Annotated[Path, typer.Argument(metavar="INDEX", help="An index.csv, as 'index' or 'audit' wrote it.")]
 Classes = Annotated[str, typer.Option(help="Class set (marrow-21, marrow-14, marrow-8) or codes such as BLA,LYT.")]
 
 
 def phantom(
-    out: Annotated[Path, typer.Argument(help="Folder to make: one folder a class inside.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make: one folder a class inside.")],
     per_class: Annotated[int, typer.Option(help="Pictures of each class.")] = 120,
     seed: Annotated[int, typer.Option(help="Other seeds draw other cells.")] = 0,
     classes: Annotated[str, typer.Option(help="Class set, or codes such as BLA,LYT.")] = "marrow-14",
@@ -38,7 +38,10 @@ def phantom(
 def index(
     data: Annotated[
         Path,
-        typer.Argument(help="Folder with a folder per class code, at any depth; a .zip or .tar of it; Parquet."),
+        typer.Argument(
+            metavar="DATA",
+            help="Folder with a folder for each class code, at any depth; a .zip or .tar of it; or Parquet files.",
+        ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Table to write.")] = Path("index.csv"),
     class_map: Annotated[Path | None, typer.Option(help="TOML file that maps other names of classes to codes.")] = None,
@@ -73,7 +76,7 @@ def index(
 
 def audit(
     index_file: IndexFile,
-    data: Annotated[Path, typer.Option(help="What the index was made of.")],
+    data: Annotated[Path, typer.Option(help="Folder or archive that the index was made of.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")] = Path("audit"),
     predictions: Annotated[
         list[Path] | None,
@@ -110,14 +113,17 @@ def audit(
 
 def show(
     table: Annotated[Path, typer.Argument(metavar="INDEX", help="An index.csv; with --augmented a split.csv will do.")],
-    data: Annotated[Path, typer.Option(help="What the index was made of.")],
+    data: Annotated[Path, typer.Option(help="Folder or archive that the index was made of.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")] = Path("show"),
     augmented: Annotated[
         Path | None, typer.Option(metavar="RECIPE", help="Show what training with this recipe sees instead.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Other seeds choose other pictures.")] = 0,
 ) -> None:
-    """Show the images of each class, or what training sees of them."""
+    """Show the images of each class, or what training sees.
+
+    Writes contact sheets, the class histogram, and a page with both.
+    """
     if augmented is None:
         from marrowscope.show import show_index
 
@@ -140,7 +146,7 @@ def split(
     output: Annotated[Path, typer.Option("-o", "--output", help="Table to write.")] = Path("split.csv"),
     ratios: Annotated[str, typer.Option(help="Shares of train/val/test.")] = "80/10/10",
     seed: Annotated[int, typer.Option(help="Other seeds draw other splits.")] = 0,
-    cap: Annotated[int | None, typer.Option(help="Draw this many images of every class.")] = None,
+    cap: Annotated[int | None, typer.Option(help="Take this many images of every class.")] = None,
     shots: Annotated[int | None, typer.Option(help="Leave this many images of every class in train.")] = None,
     keep: Annotated[
         Path | None, typer.Option(help="An earlier split: its images keep their parts, new ones fill up.")
@@ -215,9 +221,9 @@ def _without_collector() -> Iterator[None]:
 def import_split(
     index_file: IndexFile,
     classes: Classes,
-    train: Annotated[Path, typer.Option(help="Text file: one path a line.")],
-    test: Annotated[Path, typer.Option(help="Text file: one path a line.")],
-    val: Annotated[Path | None, typer.Option(help="Text file: one path a line.")] = None,
+    train: Annotated[Path, typer.Option(help="Text file with the path of a training image on each line.")],
+    test: Annotated[Path, typer.Option(help="The same for test.")],
+    val: Annotated[Path | None, typer.Option(help="The same for validation.")] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Table to write.")] = Path("split.csv"),
 ) -> None:
     """Take over a published split from lists of paths."""

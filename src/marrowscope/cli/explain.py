@@ -27,7 +27,9 @@ def explain(
     ] = None,
     part: Annotated[PartName | None, typer.Option(help="Without PATH: part of the run's split; default test.")] = None,
     per_class: Annotated[int, typer.Option(min=1, help="With --part: images of each class.")] = 8,
-    data: Annotated[Path | None, typer.Option(help="Folder of images, where it has moved since training.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder or archive of images, where it has moved since training.")
+    ] = None,
     method: Annotated[
         list[str] | None,
         typer.Option(help="gradcam, hirescam, layercam, rollout, relevance, occlusion; several; default all that fit."),
@@ -41,7 +43,7 @@ def explain(
     bf16: Annotated[bool, typer.Option("--bf16", help="With --test: faster, rounder answers.")] = False,
     seed: Annotated[int, typer.Option(help="With --test: of all chance.")] = 0,
 ) -> None:
-    """Show what answers hang on, as heat maps; or test whether to believe them.
+    """Show as heat maps what answers hang on; or test the maps.
 
     Broken images are listed and not fatal; the status is 3 when there were some.
     """

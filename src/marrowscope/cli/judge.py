@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 class ScalingName(StrEnum):
     """Ways to calibrate."""
 
+    auto = "auto"
     temperature = "temperature"
     vector = "vector"
 
@@ -26,7 +27,9 @@ class ScalingName(StrEnum):
 def evaluate(
     target: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a table of predictions with truth.")],
     part: Annotated[PartName, typer.Option(help="Part of the run's split.")] = PartName.test,
-    data: Annotated[Path | None, typer.Option(help="Folder of images, where it has moved since training.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder or archive of images, where it has moved since training.")
+    ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to write the evaluation.")] = None,
     groups: Annotated[
         str | None,
@@ -36,7 +39,9 @@ def evaluate(
     validation: Annotated[
         Path | None, typer.Option(help="For a table: another table of the same model, to fit calibration on.")
     ] = None,
-    scaling: Annotated[ScalingName, typer.Option(help="For a run: calibration to fit.")] = ScalingName.temperature,
+    scaling: Annotated[
+        ScalingName, typer.Option(help="For a run: calibration; auto compares both.")
+    ] = ScalingName.auto,
     refit: Annotated[bool, typer.Option("--refit", help="For a run: fit calibration and thresholds anew.")] = False,
     novelty: Annotated[bool, typer.Option("--novelty", help="For a run: judge it on strange pictures, too.")] = False,
     novel: Annotated[
@@ -57,7 +62,7 @@ def evaluate(
     Writes predictions.csv and evaluation.json into the run folder, or evaluation.json beside the table.
     """
     of_runs = {
-        "--scaling": scaling is not ScalingName.temperature, "--refit": refit, "--novelty": novelty,
+        "--scaling": scaling is not ScalingName.auto, "--refit": refit, "--novelty": novelty,
         "--novel": novel, "--photographs": photographs, "--robustness": robustness, "--model": model,
     }  # fmt: skip
     _check_options(target.is_dir(), of_runs, validation)
@@ -188,7 +193,9 @@ def report(
         Path | None, typer.Option(metavar="FOLDER", help="Write the charts alone, as SVG files, and no page.")
     ] = None,
 ) -> None:
-    """Write one self-contained HTML page about a run, and the same as Markdown and JSON.
+    """Write a page about a run: HTML, Markdown and JSON.
+
+    The HTML page needs nothing else, and asks the network for nothing.
 
     `marrowscope analyse RUN` before it adds the map of the features and errors against the quality of the pictures.
     """
@@ -215,7 +222,7 @@ def compare(
     ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="JSON file to write.")] = None,
 ) -> None:
-    """Compare models on the same cells, and with published figures.
+    """Compare models on the same cells, or with published figures.
 
     Exact McNemar test, interval of the difference, per class with Holm's correction; Newcombe's interval for others'.
     """

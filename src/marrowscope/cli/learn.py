@@ -12,9 +12,9 @@ from marrowscope.cli.common import EXIT_STOPPED, need_torch, progress_bar
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A TOML file such as those in recipes/.")],
-    data: Annotated[Path, typer.Option(help="Folder of images.")],
-    out: Annotated[Path, typer.Option(help="Run folder to make.")],
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file such as those in recipes/.")],
+    data: Annotated[Path, typer.Option(help="Folder or archive of images.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Run folder to make.")],
     split_file: Annotated[
         Path | None, typer.Option("--split", help="A split.csv; else the run draws one by the recipe.")
     ] = None,
@@ -30,7 +30,7 @@ def train(
         str | None, typer.Option(help="Stop at a checkpoint after this time: 90s, 150m or 8h.")
     ] = None,
 ) -> None:
-    """Train a recipe.
+    """Train a network by a recipe.
 
     Ctrl-C stops at a checkpoint; --resume goes on.
     """
@@ -55,9 +55,9 @@ def train(
 
 
 def sweep(
-    recipe: Annotated[Path, typer.Argument(help="A TOML file such as those in recipes/.")],
-    data: Annotated[Path, typer.Option(help="Folder of images.")],
-    out: Annotated[Path, typer.Option(help="Folder for all runs; give it again to go on.")],
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file such as those in recipes/.")],
+    data: Annotated[Path, typer.Option(help="Folder or archive of images.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for all runs; give it again to go on.")],
     grid: Annotated[
         list[str], typer.Option(metavar="KEY=V1,V2", help="Values to try: --grid optimizer.learning_rate=1e-4,3e-4.")
     ],
@@ -115,11 +115,17 @@ def _seconds(text: str) -> float:
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="ONNX file to write.")] = Path("model.onnx"),
-    data: Annotated[Path | None, typer.Option(help="Folder of images, where it has moved since training.")] = None,
-    int8: Annotated[bool, typer.Option("--int8", help="Eight bits: smaller and mostly faster.")] = False,
-    fp16: Annotated[bool, typer.Option("--fp16", help="Weights in 16 bits: half of the size, not faster.")] = False,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder or archive of images, where it has moved since training.")
+    ] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Compute in eight bits: about a quarter of the size, and mostly faster.")
+    ] = False,
+    fp16: Annotated[
+        bool, typer.Option("--fp16", help="Store the weights in 16 bits: half of the size, not faster.")
+    ] = False,
 ) -> None:
     """Write a run's best model as one ONNX file.
 

@@ -14,7 +14,9 @@ from marrowscope.cli.common import EXIT_SOME_FAILED, progress_bar
 def predict(
     model: Annotated[
         str,
-        typer.Argument(help="ONNX file of 'marrowscope export', or a bundled name; several: A.onnx,B.onnx."),
+        typer.Argument(
+            metavar="MODEL", help="ONNX file of 'marrowscope export', or a bundled name; several: A.onnx,B.onnx."
+        ),
     ],
     paths: Annotated[
         list[str], typer.Argument(metavar="PATH...", help="Images, folders, .zip or .tar, patterns, or - for a list.")
@@ -86,7 +88,10 @@ def _done_so_far(progress: Callable[[int, Any], None]) -> Callable[[int, int], N
 
 
 def count(
-    predictions: Annotated[Path, typer.Argument(help="A table of predictions of one smear: .csv, .jsonl or .parquet.")],
+    predictions: Annotated[
+        Path,
+        typer.Argument(metavar="PREDICTIONS", help="A table of predictions of one smear: .csv, .jsonl or .parquet."),
+    ],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="File to write: .html, .json, .csv or .fhir.json.")
     ] = None,

@@ -154,7 +154,7 @@ def _passed_over(source: Source) -> str:
 def _nothing(source: Source) -> str:
     other = f" It holds {_n(source.ignored.total(), 'other file')}." if source.ignored else " It is empty."
     return (
-        f"No picture found in {source.where}.{other} Give the folder that holds one folder per class, "
+        f"No picture found in {source.where!r}.{other} Give the folder that holds one folder per class, "
         "such as BLA/0001-1000/BLA_00001.jpg."
     )
 

@@ -16,11 +16,13 @@ from marrowscope.cells import BY_CODE
 from marrowscope.errors import DataError, ImageError
 from marrowscope.images import SUFFIXES, read_bytes
 
-_JUNK = frozenset({"thumbs.db", "desktop.ini", "__macosx", "$recycle.bin", "system volume information", "@eadir"})
+_JUNK = frozenset(
+    {"thumbs.db", "desktop.ini", "__macosx", "$recycle.bin", "system volume information", "@eadir", "synthetic.txt"}
+)
 
 
 def is_junk(name: str) -> bool:
-    """Whether a file or folder of this name is hidden or left by an operating system."""
+    """Whether a file or folder of this name is hidden, or left by an operating system or by `marrowscope phantom`."""
     return name.startswith(".") or name.lower() in _JUNK
 
 
