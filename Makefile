@@ -23,7 +23,7 @@ help:
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("marrowscope needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,audit,explain,map]'
 	touch $@
 
 $(VENV)/.tested: $(VENV)/.installed
@@ -52,7 +52,10 @@ $(DEMO)/run/.trained: $(DEMO)/split.csv
 $(DEMO)/run/evaluation.json: $(DEMO)/run/.trained
 	$(MARROWSCOPE) evaluate $(DEMO)/run
 
-$(DEMO)/run/report.html: $(DEMO)/run/evaluation.json
+$(DEMO)/run/analysis.json: $(DEMO)/run/evaluation.json
+	$(MARROWSCOPE) analyse $(DEMO)/run
+
+$(DEMO)/run/report.html: $(DEMO)/run/analysis.json
 	$(MARROWSCOPE) report $(DEMO)/run
 
 $(DEMO)/model.onnx: $(DEMO)/run/evaluation.json

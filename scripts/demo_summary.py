@@ -18,6 +18,11 @@ Done, on synthetic cells that the package drew itself (they say nothing about re
   report          {demo / "run" / "report.html"}
   predictions     {demo / "predictions.csv"}
 
+Further sections of the report: strange and changed pictures, and heat maps with their tests.
+  .venv/bin/marrowscope evaluate {demo / "run"} --novelty --robustness all
+  .venv/bin/marrowscope explain {demo / "run"} --test
+  .venv/bin/marrowscope report {demo / "run"}
+
 The same on the real collection (171,374 cells; a GPU is of help), its folder being COLLECTION:
   .venv/bin/marrowscope index COLLECTION -o index.csv
   .venv/bin/marrowscope split index.csv --classes marrow-14 --cap 2700 -o split.csv

@@ -3,6 +3,7 @@
     python scripts/explanation_figures.py NAME=explanation-tests.json ...
 
 Prints, for each file, a line on what was tested and two Markdown tables: on the cells of the part, and on phantoms.
+`scripts/record_judging.py` writes them into the page.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def verdicts(tests: MethodTests) -> str:
     return "**passed**" if not failed else f"failed: {', '.join(failed)}"
 
 
-def table(found: ExplanationTests, columns: dict[str, str], last: bool) -> list[str]:
+def table(found: ExplanationTests, columns: dict[str, str], last: bool) -> str:
     """One table, a row a method."""
     columns = {k: v for k, v in columns.items() if any(k in m.figures for m in found.methods)}
     head = ["method", *columns.values(), *(["verdict"] if last else [])]
@@ -50,7 +51,25 @@ def table(found: ExplanationTests, columns: dict[str, str], last: bool) -> list[
     for m in found.methods:
         cells = [m.title, *(short(m.figures.get(name)) for name in columns), *([verdicts(m)] if last else [])]
         lines.append(f"| {' | '.join(cells)} |")
-    return lines
+    return "\n".join(lines) + "\n"
+
+
+def tables(found: ExplanationTests) -> str:
+    """What was tested, and both tables."""
+    settings = ", ".join(f"{k} {v}" for k, v in found.settings.items())
+    out = [
+        f"{found.n} cells of the {found.part} part, {found.right} of them named right ({settings}).\n",
+        table(found, ON_CELLS, last=True),
+    ]
+    if found.phantoms:
+        chance = f"{short(found.cell_area)} for the cell, {short(found.nucleus_area)} for the nucleus"
+        out += [
+            f"{found.phantoms} phantoms, {found.phantoms_right} of them named right. Chance: {chance}.\n",
+            table(found, ON_PHANTOMS, last=False),
+        ]
+    for why in dict.fromkeys(found.not_fitting.values()):
+        out.append(f"Without {', '.join(m for m, w in found.not_fitting.items() if w == why)}: {why}\n")
+    return "\n".join(out)
 
 
 def main() -> None:
@@ -59,14 +78,7 @@ def main() -> None:
         raise SystemExit(__doc__)
     for argument in sys.argv[1:]:
         name, _, path = argument.partition("=")
-        found = ExplanationTests.read(Path(path))
-        settings = ", ".join(f"{k} {v}" for k, v in found.settings.items())
-        print(f"**{name}**: {found.n} cells of the {found.part} part, {found.right} of them named right. {settings}.\n")
-        print("\n".join(table(found, ON_CELLS, last=True)), "\n")
-        if found.phantoms:
-            chance = f"{short(found.cell_area)} for the cell, {short(found.nucleus_area)} for the nucleus"
-            print(f"{found.phantoms} phantoms, {found.phantoms_right} of them named right. Chance: {chance}.\n")
-            print("\n".join(table(found, ON_PHANTOMS, last=False)), "\n")
+        print(f"**{name}**\n\n{tables(ExplanationTests.read(Path(path)))}")
 
 
 if __name__ == "__main__":

@@ -13,43 +13,13 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from marrowscope import images
 from marrowscope.errors import ImageError
 from marrowscope.schema import Preprocessing
-
-RNG = np.random.default_rng(0)
-
-
-def noise(height: int = 40, width: int = 50, channels: int = 3) -> npt.NDArray[np.uint8]:
-    return RNG.integers(0, 256, (height, width, channels), dtype=np.uint8).squeeze()
-
-
-def smooth(height: int = 40, width: int = 50) -> npt.NDArray[np.uint8]:
-    y, x = np.mgrid[:height, :width]
-    return np.stack([x * 255 // width, y * 255 // height, (x + y) * 255 // (width + height)], -1).astype(np.uint8)
-
-
-def encode(image: Image.Image | npt.NDArray[np.generic], form: str, **options: object) -> bytes:
-    f = io.BytesIO()
-    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(f, form, **options)  # type: ignore[arg-type]
-    return f.getvalue()
-
-
-def png(width: int, height: int, depth: int, colour: int, raw: bytes, *extra: tuple[bytes, bytes]) -> bytes:
-    """A PNG file of these raw scan lines, for what Pillow does not write."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    body = b"".join(chunk(k, d) for k, d in extra)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + body + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+from picture_files import RNG, encode, noise, pixels_or_image_error, png, smooth
 
 
 def refused(data: bytes) -> str:
@@ -492,73 +462,3 @@ def test_warning_filters_stay_as_they_were_whatever_the_threads_do() -> None:
     for t in work:
         t.join()
     assert list(warnings.filters) == before
-
-
-# ------------------------------------------------------------------------------------------------------------- fuzz
-
-VALID = [
-    encode(smooth(), "JPEG"),
-    encode(smooth(), "JPEG", progressive=True),
-    encode(Image.fromarray(smooth()).convert("CMYK"), "JPEG"),
-    encode(smooth(), "PNG"),
-    encode(Image.fromarray(smooth()).convert("P"), "PNG", transparency=3),
-    encode(np.linspace(0, 65535, 2000).astype(np.uint16).reshape(40, 50), "PNG"),
-    encode(smooth(), "TIFF", compression="tiff_lzw"),
-    encode(smooth(), "TIFF", compression="jpeg"),
-    encode(smooth(), "WEBP"),
-    encode(smooth(), "BMP"),
-]
-
-
-def pixels_or_image_error(data: bytes) -> None:
-    spec = Preprocessing(size=16, interpolation="bilinear")
-    try:
-        out = images.decode(data)
-    except ImageError as e:
-        text = str(e)
-        with pytest.raises(ImageError):
-            images.to_input(data, spec)
-    else:
-        np.testing.assert_array_equal(images.to_input(data, spec), images.prepare(out, spec))
-        assert out.dtype == np.uint8
-        assert out.ndim == 3
-        assert out.shape[2] == 3
-        assert min(out.shape[:2]) >= images.MIN_SIDE
-        text = ""
-    reason = ""
-    try:
-        assert images.to_input(data, spec.model_copy(update={"reduced_decode": True})).shape == (16, 16, 3)
-    except ImageError as e:
-        reason = str(e)
-    for message in (text, reason):
-        assert len(message) < 200
-        assert message.isprintable()
-
-
-FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-
-
-@FUZZ
-@given(st.binary(max_size=400), st.sampled_from([b"", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"II*\0", b"BM"]))
-def test_random_bytes(data: bytes, start: bytes) -> None:
-    pixels_or_image_error(start + data)
-
-
-@FUZZ
-@given(
-    st.sampled_from(VALID),
-    st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.binary(min_size=1, max_size=8)), min_size=1, max_size=6),
-)
-def test_overwritten_bytes(valid: bytes, patches: list[tuple[float, bytes]]) -> None:
-    data = bytearray(valid)
-    for place, patch in patches:
-        at = int(place * len(data))
-        data[at : at + len(patch)] = patch
-    pixels_or_image_error(bytes(data))
-
-
-@FUZZ
-@given(st.sampled_from(VALID), st.floats(0, 1), st.floats(0, 1), st.binary(max_size=20))
-def test_removed_and_inserted_bytes(valid: bytes, a: float, b: float, insert: bytes) -> None:
-    low, high = sorted((int(a * len(valid)), int(b * len(valid))))
-    pixels_or_image_error(valid[:low] + insert + valid[high:])

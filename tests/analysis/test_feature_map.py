@@ -87,3 +87,19 @@ def test_umap_keeps_neighbours_and_is_the_same_for_the_same_seed() -> None:
     # The planted groups lie apart.
     plane = np.array([found.points[p] for p in paths], np.float32)
     assert neighbour_alike(plane, case.truth_N).mean() == 1
+
+
+def test_order_of_cells_does_not_matter_to_the_plane_of_principal_components() -> None:
+    case, paths, features = _planted()
+    order = np.random.default_rng(2).permutation(len(paths))
+    plane = pca(features)
+    np.testing.assert_allclose(pca(features[order]), plane[order], atol=1e-5)
+    np.testing.assert_array_equal(
+        neighbour_alike(features[order], case.truth_N[order]), neighbour_alike(features, case.truth_N)[order]
+    )
+    whole = trustworthiness(features, plane, 15)
+    assert trustworthiness(features[order], plane[order], 15) == pytest.approx(whole, abs=1e-9)
+    assert whole == pytest.approx(STORED, abs=1e-6)
+
+
+STORED = 0.971134

@@ -147,3 +147,15 @@ def test_studies_stand_beside_the_same_classes_only() -> None:
     assert (first.here.value, first.here.n) == (pytest.approx(hits / len(own)), len(own))
     assert all(s.here is None for s in others)
     assert all(s.here is None for s in studies.beside(_case(_predictions())[0]))
+
+
+def test_stored_values() -> None:
+    case, paths = _case(_predictions(seed=3))
+    found = [(p.truth, p.predicted, p.count) for p in confused_pairs(case, paths)[:3]]
+    assert found == STORED_PAIRS
+    first = uncertain_cells(case, paths)[0]
+    assert (first.entropy, first.confidence, first.margin) == pytest.approx(STORED_UNCERTAIN, abs=2e-6)
+
+
+STORED_PAIRS = [("LYT", "BLA", 11), ("BLA", "EOS", 10), ("LYT", "EOS", 10)]
+STORED_UNCERTAIN = (0.992452, 0.291585, 0.023201)

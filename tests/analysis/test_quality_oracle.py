@@ -168,3 +168,23 @@ def test_measures_of_plain_pictures() -> None:
     disc[(x - 120) ** 2 + (y - 130) ** 2 < 40**2] = (80, 40, 130)
     assert stained_diameter(disc) == pytest.approx(80, rel=0.03)
     assert stained_diameter(disc[::2, ::2]) == pytest.approx(40, rel=0.05)
+
+
+def test_order_of_cells_names_of_classes_and_rising_changes_do_not_matter() -> None:
+    rng = np.random.default_rng(8)
+    values, wrong, stratum = rng.normal(0, 1, 200), rng.random(200) < 0.3, rng.integers(0, 4, 200)
+    ones, order = np.ones((1, 200)), rng.permutation(200)
+    z, p = van_elteren(values, wrong, stratum)
+    share = superiority(values, wrong, stratum, ones)[0]
+    for v, w, s in (
+        (values[order], wrong[order], stratum[order]),
+        (values, wrong, np.array([2, 0, 3, 1])[stratum]),
+        (np.exp(values), wrong, stratum),
+    ):
+        assert van_elteren(v, w, s) == pytest.approx((z, p), rel=1e-9)
+        assert superiority(v, w, s, ones)[0] == pytest.approx(share, rel=1e-9)
+    assert van_elteren(-values, wrong, stratum) == pytest.approx((-z, p), rel=1e-9)
+    assert (z, p, share) == pytest.approx(STORED, abs=1e-6)
+
+
+STORED = (-0.069913, 0.944263, 0.496732)

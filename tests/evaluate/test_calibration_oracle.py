@@ -223,3 +223,61 @@ def test_validation_may_have_its_columns_in_another_order_and_must_have_the_same
 def test_validation_must_hold_other_images() -> None:
     with pytest.raises(FileFormatError, match="400 images are both"):
         evaluate_predictions(predictions(12), validation=predictions(12), draws=50)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_errors_in_an_evaluation_are_those_of_scikit_learns_bins(seed: int) -> None:
+    """1,500 answers without ties: its quantile bins and ours hold the same hundred cells each."""
+    truth, probs = answers(20 + seed, sharpness=2.0)
+    found = evaluate_predictions(table("test", truth, probs), draws=20).calibration[0]
+
+    def theirs(hits: np.ndarray, scores: np.ndarray) -> float:
+        share, mean = calibration_curve(hits, scores, n_bins=15, strategy="quantile")
+        assert len(share) == 15
+        return float(np.abs(share - mean).mean())
+
+    by_class = [theirs(truth == c, probs[:, c]) for c in range(5)]
+    figures = {name: f.value for name, f in found.figures.items()}
+    whole = theirs(probs.argmax(1) == truth, probs.max(1))
+    assert figures["expected_calibration_error"] == pytest.approx(whole, rel=1e-9)
+    assert [f.value for f in found.per_class.values()] == pytest.approx(by_class, rel=1e-9)
+    assert figures["classwise_calibration_error"] == pytest.approx(np.mean(by_class), rel=1e-9)
+    labels = list(range(5))
+    assert figures["log_loss"] == pytest.approx(log_loss(truth, probs, labels=labels), rel=1e-9)
+    brier = brier_score_loss(truth, probs, labels=labels, scale_by_half=False)
+    assert figures["brier_loss"] == pytest.approx(brier, rel=1e-9)
+
+
+def test_scalings_do_not_see_the_order_of_rows_and_classes_or_copies_of_all_rows() -> None:
+    truth, probs = answers(30, n=600, sharpness=2.5)
+    temperature, vector = calibration.fit_temperature(truth, probs), calibration.fit_vector(truth, probs)
+    rows_, classes = np.random.default_rng(0).permutation(600), np.array([3, 1, 4, 0, 2])
+    renamed = np.argsort(classes)[truth], probs[:, classes]
+    for other in ((truth[rows_], probs[rows_]), (np.tile(truth, 3), np.tile(probs, (3, 1))), renamed):
+        assert calibration.fit_temperature(*other) == pytest.approx(temperature, rel=1e-9)
+        again = calibration.fit_vector(*other)
+        scale, bias = (vector.scale[classes], vector.bias[classes]) if other is renamed else (vector.scale, vector.bias)
+        np.testing.assert_allclose(again.scale, scale, rtol=1e-6)
+        np.testing.assert_allclose(again.bias, bias, atol=1e-6)
+
+
+def test_stored_values_of_calibration() -> None:
+    before, temperature, _ = evaluate_predictions(
+        table("test", *answers(31, sharpness=2.0)), validation=table("val", *answers(32, sharpness=2.0)), draws=200
+    ).calibration
+    for name, stored in STORED.items():
+        f = before.figures[name]
+        assert (f.value, f.low, f.high) == pytest.approx(stored, abs=2e-6), name
+    chance = before.by_chance
+    assert (chance.value, chance.low, chance.high) == pytest.approx(STORED_CHANCE, abs=2e-6)
+    assert temperature.temperature == pytest.approx(STORED_TEMPERATURE, abs=2e-6)
+
+
+STORED = {
+    "expected_calibration_error": (0.170662, 0.147232, 0.191458),
+    "classwise_calibration_error": (0.072572, 0.061831, 0.078858),
+    "brier_loss": (0.589009, 0.556114, 0.620535),
+    "log_loss": (1.199855, 1.122835, 1.276898),
+}
+STORED_CHANCE = (0.029859, 0.018425, 0.040455)
+STORED_TEMPERATURE = 2.00821

@@ -218,3 +218,21 @@ def test_what_can_not_be_compared() -> None:
         compare.compare_predictions({"a": p})
     with pytest.raises(ValueError, match="each file once"):
         compare.compare_csvs([Path("a.csv"), Path("a.csv")])
+
+
+def test_stored_values_of_a_comparison() -> None:
+    p = predictions(56)
+    (pair,) = compare.compare_predictions({"p": p, "q": second_opinion(p, 4, 0.1)}, draws=500).pairs
+    found = (pair.difference.value, pair.difference.low, pair.difference.high, pair.p_value)
+    assert found == pytest.approx(STORED, abs=2e-6)
+    assert [(c.only_first, c.only_second) for c in pair.per_class] == STORED_CLASSES
+    assert min(c.p_adjusted for c in pair.per_class) == pytest.approx(STORED_ADJUSTED, abs=2e-6)
+    groups = {path: f"patient {i % 40}" for i, path in enumerate(p.paths)}
+    (grouped,) = compare.compare_predictions({"p": p, "q": second_opinion(p, 4, 0.1)}, groups=groups, draws=500).pairs
+    assert (grouped.difference.low, grouped.difference.high, grouped.p_value) == pytest.approx(STORED_GROUPED, abs=2e-6)
+
+
+STORED = (-0.0525, -0.0775, -0.03, 1.9431e-05)
+STORED_CLASSES = [(3, 0), (5, 0), (5, 0), (5, 2), (5, 0)]
+STORED_ADJUSTED = 0.3125
+STORED_GROUPED = (-0.075, -0.0275, 0.0001)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.proportion import proportion_confint
 
 from marrowscope.evaluate import intervals
@@ -102,3 +103,17 @@ def test_percentile_interval_leaves_out_nan() -> None:
     draws = np.concatenate([np.linspace(0, 1, 101), [np.nan] * 50])
     assert intervals.percentile_interval(draws) == pytest.approx((0.025, 0.975))
     assert np.isnan(intervals.percentile_interval(np.array([np.nan, np.nan]))).all()
+
+
+def test_the_effective_number_is_that_of_a_cluster_robust_variance() -> None:
+    """The variance of a mean of grouped images, by statsmodels' sandwich estimator."""
+    rng = np.random.default_rng(9)
+    groups = rng.integers(0, 30, 400)
+    hits = rng.random(400) < rng.beta(4, 1, 30)[groups]
+    fitted = OLS(hits.astype(float), np.ones(400)).fit(cov_type="cluster", cov_kwds={"groups": groups})
+    p = hits.mean()
+    n = intervals.effective_n(hits, groups)
+    assert n == pytest.approx(1 + p * (1 - p) / fitted.bse[0] ** 2, rel=1e-9)
+    low, high, _ = intervals.proportion_interval(hits, groups)
+    assert (low, high) == pytest.approx(proportion_confint(p * n, n, method="wilson"), rel=1e-9)
+    assert n < 200

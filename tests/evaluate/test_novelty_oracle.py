@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
+from scipy.special import logsumexp
+from scipy.special import softmax as scipy_softmax
 from scipy.stats import spearmanr
 from sklearn.covariance import LedoitWolf
 from sklearn.metrics import roc_auc_score
@@ -12,6 +14,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from marrowscope.evaluate import novelty
 from marrowscope.evaluate.novelty import Features, Statistics, fit_statistics
+from marrowscope.triage import energy, softmax
 
 CLASSES, D = 4, 24
 
@@ -172,3 +175,12 @@ def test_shuffled_tiles_are_the_same_pixels_elsewhere() -> None:
     assert np.array_equal(np.sort(mixed.ravel()), np.sort(picture[:48, :40].ravel()))
     assert not np.array_equal(mixed, picture[:48, :40])
     assert np.array_equal(mixed, novelty.shuffled_tiles(picture, 1))
+
+
+def test_energy_is_scipys_log_sum_exp() -> None:
+    logits = np.random.default_rng(7).normal(0, 40, (50, 6)).astype(np.float32)
+    assert energy(logits) == pytest.approx(-logsumexp(logits.astype(np.float64), axis=1), rel=1e-12)
+    order = np.random.default_rng(8).permutation(6)
+    assert energy(logits[:, order]) == pytest.approx(energy(logits), rel=1e-12)
+    assert energy(np.array([[1.0, 2.0, 3.0]])) == pytest.approx([-3.407606], abs=1e-6)
+    assert softmax(logits) == pytest.approx(scipy_softmax(logits.astype(np.float64), axis=1), rel=1e-12, abs=1e-300)

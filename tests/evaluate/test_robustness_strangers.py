@@ -164,3 +164,34 @@ def test_perfect_separation_is_not_certainty_and_the_order_does_not_matter() -> 
     )  # type: ignore[index]
     a, b = (_novelty(known2, x).kinds[0].scores["mahalanobis"] for x in (s, turned))
     assert (a.auroc.value, a.auroc.low) == pytest.approx((b.auroc.value, b.auroc.low))
+
+
+def test_order_of_cells_and_known_copies_change_no_figure_of_strangers() -> None:
+    known, s = _strangers(groups=40)
+    plain = _novelty(known, s).kinds[0]
+    order = np.random.default_rng(4).permutation(200)
+    turned = Strangers(s.name, s.description, [s.groups[i] for i in order], {m: v[order] for m, v in s.scores.items()})
+    copied = Strangers(s.name, s.description, [*s.groups, *s.groups], {m: np.tile(v, 2) for m, v in s.scores.items()})
+    for other in (turned, copied):
+        found = _novelty(known, other).kinds[0]
+        assert found.flagged.value == pytest.approx(plain.flagged.value)
+        for method, score in plain.scores.items():
+            for name in ("auroc", "fpr_at_95"):
+                a, b = getattr(score, name), getattr(found.scores[method], name)
+                assert (b.value, b.low, b.high) == pytest.approx((a.value, a.low, a.high), abs=1e-9)
+    fpr = plain.scores["mahalanobis"].fpr_at_95
+    assert (fpr.value, fpr.low, fpr.high) == pytest.approx(STORED_FPR, abs=1e-6)
+
+
+STORED_FPR = (0.3, 0.235, 0.45025)
+
+
+def test_order_of_cells_changes_no_figure_of_robustness() -> None:
+    clean, right = _right(3)
+    order = np.random.default_rng(5).permutation(N)
+    plain = _judge(clean, right)
+    turned = _judge(clean[order], {c: h[order] for c, h in right.items()}, np.arange(N)[order])
+    for a, b in zip([plain, *plain.kinds], [turned, *turned.kinds], strict=True):
+        for name in ("accuracy", "relative_drop"):
+            x, y = getattr(a, name), getattr(b, name)
+            assert (x.value, x.low, x.high) == pytest.approx((y.value, y.low, y.high), abs=1e-9)

@@ -1,16 +1,17 @@
 """Tolerant scoring and what errors cost."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluate_cases import CODES, predictions
+from evaluate_cases import CODES, predictions, rows
 from sklearn import metrics as sk
 
 from marrowscope.cells import BY_CODE, CLASSES
 from marrowscope.errors import FileFormatError
 from marrowscope.evaluate import costs, evaluate_predictions, tolerant
-from marrowscope.schema import Predictions
+from marrowscope.schema import Evaluation, Predictions
 
 STAGES = ("BLA", "LYT", "MYB", "NGB", "NGS", "PMO")
 ALL = tuple(c.code for c in CLASSES)
@@ -155,3 +156,75 @@ def test_classes_that_are_not_of_the_collection_have_no_costs_and_nothing_publis
     assert e.neighbours == ()
     assert e.figures["tolerant_accuracy"].value == e.figures["accuracy"].value
     assert e.figures["accuracy"] == evaluate_predictions(p, macro_minimum=5).figures["accuracy"]
+
+
+def _stages(seed: int) -> tuple[Predictions, list[str]]:
+    """Answers with neighbours among their classes, and the names given."""
+    p = predictions(seed, codes=STAGES, skill=1.0)
+    return p, [STAGES[i] for i in p.probs_NC.argmax(1)]
+
+
+def _weighed(e: Evaluation) -> dict[str, float | None]:
+    """All figures of tolerance and of costs, by names that don't depend on the order of classes."""
+    names = ("tolerant_accuracy", "cost_error", "line_accuracy", "maturation_error")
+    out = {f"{n} {end}": getattr(e.figures[n], end) for n in names for end in ("value", "low", "high")}
+    for c in e.per_class:
+        for part in ("tolerant_precision", "tolerant_recall"):
+            out |= {f"{c.code} {part} {end}": getattr(getattr(c, part), end) for end in ("value", "low", "high")}
+    return out
+
+
+def test_tolerant_figures_and_costs_are_those_of_scikit_learn() -> None:
+    """A pass that is granted is written into the prediction, or into the truth, and then judged strictly."""
+    p, said = _stages(36)
+    assert p.truth is not None
+    e = evaluate_predictions(p, draws=50)
+    both = {*tolerant.NEIGHBOURS, *((b, a) for a, b in tolerant.NEIGHBOURS)}
+    passed = [t == s or (t, s) in both for t, s in zip(p.truth, said, strict=True)]
+    forgiven = [t if ok else s for t, s, ok in zip(p.truth, said, passed, strict=True)]
+    accepted = [s if ok else t for t, s, ok in zip(p.truth, said, passed, strict=True)]
+    assert e.figures["tolerant_accuracy"].value == pytest.approx(sk.accuracy_score(p.truth, forgiven), rel=1e-12)
+    recall = sk.recall_score(p.truth, forgiven, labels=STAGES, average=None)
+    precision = sk.precision_score(accepted, said, labels=STAGES, average=None)
+    assert [c.tolerant_recall.value for c in e.per_class] == pytest.approx(recall.tolist(), rel=1e-12)  # type: ignore[union-attr]
+    assert [c.tolerant_precision.value for c in e.per_class] == pytest.approx(precision.tolist(), rel=1e-12)  # type: ignore[union-attr]
+    counts = sk.confusion_matrix(p.truth, said, labels=STAGES)
+    mean = (counts * costs.default_costs(STAGES)).sum() / counts.sum()
+    assert e.figures["cost_error"].value == pytest.approx(mean, rel=1e-12)
+    lines = [[costs.line(BY_CODE[c]) for c in names] for names in (p.truth, said)]
+    assert e.figures["line_accuracy"].value == pytest.approx(sk.accuracy_score(*lines), rel=1e-12)
+    in_line = [(t, s) for t, s in zip(p.truth, said, strict=True) if (t == "LYT") == (s == "LYT")]
+    stages = [[BY_CODE[c].maturation for c in names] for names in zip(*in_line, strict=True)]
+    assert e.figures["maturation_error"].value == pytest.approx(sk.mean_absolute_error(*stages), rel=1e-12)
+
+
+def test_order_of_rows_and_classes_and_known_copies_matter_to_no_tolerance_and_no_cost() -> None:
+    p, _ = _stages(37)
+    plain = _weighed(evaluate_predictions(p, draws=100))
+    assert plain["tolerant_accuracy value"] > evaluate_predictions(p, draws=2).figures["accuracy"].value  # type: ignore[operator]
+    rng = np.random.default_rng(0)
+    order = [4, 1, 5, 0, 3, 2]
+    turned = replace(p, codes=tuple(STAGES[i] for i in order), probs_NC=p.probs_NC[:, order])
+    for other in (rows(p, rng.permutation(400)), turned):
+        assert _weighed(evaluate_predictions(other, draws=100)) == pytest.approx(plain, abs=1e-9)
+    twice = rows(p, np.concatenate([np.arange(400)] * 2))
+    copies = _weighed(evaluate_predictions(twice, groups=twice.paths, draws=100))
+    assert copies == pytest.approx(plain, abs=2e-3)
+
+
+def test_stored_values_of_tolerance_and_costs() -> None:
+    found = _weighed(evaluate_predictions(_stages(38)[0], draws=200, seed=1))
+    for name, stored in STORED.items():
+        assert tuple(found[f"{name} {end}"] for end in ("value", "low", "high")) == pytest.approx(stored, abs=2e-6), (
+            name
+        )
+
+
+STORED = {
+    "tolerant_accuracy": (0.585, 0.536129, 0.632254),
+    "cost_error": (0.223, 0.199125, 0.250275),
+    "line_accuracy": (0.8525, 0.8144, 0.883894),
+    "maturation_error": (1.134897, 0.982258, 1.278739),
+    "BLA tolerant_recall": (0.705882, 0.570009, 0.812913),
+    "PMO tolerant_precision": (0.691176, 0.573632, 0.788276),
+}

@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from planted_networks import Blind, Brightness, Peaks, blobs, columns, spec, subject
+from scipy.integrate import trapezoid
 from scipy.stats import spearmanr
 from skimage.metrics import structural_similarity
 
@@ -19,6 +20,7 @@ from marrowscope.explain.heat import CONTROLS, edge_maps, is_flat, random_maps, 
 from marrowscope.explain.judge import Settings, Trial, explainer
 from marrowscope.explain.masks import MOST_SHIFT, energy_inside, masked_cells, moved, pointing_hits
 from marrowscope.explain.sanity import cascade, layer_groups, sanity, similarity, spearman, ssim
+from marrowscope.explain.subject import NetworkSubject
 from marrowscope.images import Pixels
 from marrowscope.models import CellClassifier
 from marrowscope.schema import Preprocessing
@@ -228,3 +230,56 @@ def test_no_control_passes(control: str) -> None:
     assert not found.passed
     assert not {c.name: c.passed for c in found.checks}["sanity"]
     assert found.figures["spearman"].value == pytest.approx(1)
+
+
+# -------------------------------------------------------------------------------------------- what must not matter
+
+
+def test_the_scale_of_heat_the_order_of_cells_and_their_side_do_not_matter() -> None:
+    cells = masked_cells(("BLA", "LYT", "EBO"), Preprocessing(size=32), 6, 3)
+    heat, order = random_maps(cells.pictures_NHWC), np.array([3, 0, 5, 1, 4, 2])
+    found = []
+    for mask in (cells.cell_NHW, cells.nucleus_NHW):
+        energy, hits = energy_inside(heat, mask), pointing_hits(heat, mask)
+        for turned in (np.s_[order], np.s_[order, :, ::-1], np.s_[order, ::-1]):
+            np.testing.assert_allclose(energy_inside(7 * heat[turned], mask[turned]), energy[order], rtol=1e-5)
+            np.testing.assert_array_equal(pointing_hits(7 * heat[turned], mask[turned]), hits[order])
+        found += [energy.mean(), hits.mean()]
+    assert found == pytest.approx(STORED_INSIDE, abs=1e-3)
+    assert spearman(7 * heat[0], heat[1]) == pytest.approx(spearman(heat[0], heat[1]), abs=1e-9)
+    assert spearman(heat[1], heat[0]) == pytest.approx(spearman(heat[0], heat[1]), abs=1e-9)
+    assert ssim(heat[1], heat[0]) == pytest.approx(ssim(heat[0], heat[1]), abs=1e-9)
+    assert (spearman(heat[0], heat[1]), ssim(heat[0], heat[1])) == pytest.approx(STORED_ALIKE, abs=1e-3)
+
+
+STORED_INSIDE = (0.231605, 1 / 6, 0.148540, 1 / 6)
+STORED_ALIKE = (-0.050147, -0.031460)
+
+
+def test_curves_depend_on_the_order_of_the_heat_alone() -> None:
+    pictures = blobs(3)
+    heat = random_maps(pictures)
+    answer = subject(Brightness()).answer
+    plain = curves(answer, pictures, heat, columns(1, 3), steps=4)
+    changed = curves(answer, pictures, np.exp(5 * heat), columns(1, 3), steps=4)
+    np.testing.assert_allclose(changed.deletion_NK, plain.deletion_NK, atol=1e-6)
+    np.testing.assert_allclose(changed.insertion_NK, plain.insertion_NK, atol=1e-6)
+    turned = curves(answer, pictures[::-1], heat[::-1], columns(1, 3), steps=4)
+    np.testing.assert_allclose(turned.deletion_area[::-1], plain.deletion_area, atol=1e-6)
+    np.testing.assert_allclose(area(plain.deletion_NK), trapezoid(plain.deletion_NK, dx=1 / 4, axis=1), atol=1e-9)
+    stored = [*plain.deletion_area, *plain.insertion_area]
+    assert stored == pytest.approx(STORED_AREAS, abs=1e-3)
+
+
+STORED_AREAS = (0.478006, 0.519061, 0.631411, 0.866196, 0.892699, 0.884770)
+
+
+def test_bf16_rounds_the_answers_and_not_the_maps() -> None:
+    model = subject(Brightness())
+    quick = NetworkSubject(model.model, model.card, window=0.25, steps=8, precision="bf16")
+    exact, rounded = model.answer(blobs()), quick.answer(blobs())
+    assert rounded == pytest.approx(exact, abs=0.05)
+    assert not np.array_equal(rounded, exact)
+    maps = [s.maps("hirescam", blobs(), columns(1, 4)) for s in (model, quick)]
+    np.testing.assert_array_equal(*maps)
+    assert quick.of(model.model).precision == "bf16"

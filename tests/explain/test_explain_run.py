@@ -278,9 +278,10 @@ def test_the_command_refuses_bad_input(
 def test_the_command_tests_a_run(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--test", "--part", "train", "--cells", 3, "--method", "gradcam", "-o", tmp_path / "t.json"]
+    options = ["--test", "--part", "train", "--cells", 3, "--method", "gradcam", "--bf16", "-o", tmp_path / "t.json"]
     status, text, _ = run(monkeypatch, capsys, tiny_run, *options)
     assert status == 0
     assert "Grad-CAM (gradcam): " in text
     assert "Control: edges of the picture (edges): failed" in text
-    assert ExplanationTests.read(tmp_path / "t.json").n == 3
+    found = ExplanationTests.read(tmp_path / "t.json")
+    assert (found.n, found.settings["precision"]) == (3, "bf16")

@@ -19,6 +19,7 @@ from marrowscope.schema import (
     OK,
     Calibration,
     Card,
+    CascadeStep,
     ClassFigures,
     ConformalSets,
     Evaluation,
@@ -236,7 +237,7 @@ def _write_explanations(run: Path, paths: list[str]) -> None:
             figures={"pointing_game": _figure(0.777, 40)},
             deletion=(0.9, 0.5, 0.1),
             insertion=(0.1, 0.6, 0.9),
-            cascade=(),
+            cascade=(CascadeStep(randomised=1.0, spearman=_figure(0.2, 32), ssim=_figure(0.3, 32)),),
             checks=(ExplanationCheck(name="where", passed=n == "good", counted=True, reason="0.8 <b>above</b> 0.5"),),
             passed=n == "good",
         )

@@ -52,8 +52,7 @@ def evaluate_predictions(
         source_sha256: Its SHA-256, kept in the result.
         part: Which part of a split they are, kept in the result.
         class_set: Name of the class set, kept in the result.
-        groups: For each row the name of what it belongs to (patient, slide, or hash of its duplicates): intervals
-            then rest on groups. None: each row is its own.
+        groups: For each row what it belongs to (patient, slide, duplicates), for the intervals; None: to itself.
         seed: Of the bootstrap. The result does not depend on the order of rows, and is the same for the same seed.
         draws: Of the bootstrap.
         macro_minimum: Macro figures leave out classes of fewer images, and the result names them.
@@ -69,15 +68,10 @@ def evaluate_predictions(
             validation table of other classes, or with images that are judged.
         ValueError: `groups` has another length than the predictions; draws below 1; macro_minimum below 0.
     """
-    if draws < 1 or macro_minimum < 0:
-        raise ValueError(
-            f"draws must be at least 1 and macro_minimum at least 0; they are {draws} and {macro_minimum}."
-        )
+    _check_counts(draws, macro_minimum)
     case = make_case(predictions, groups, source or "The table of predictions")
     held = None if validation is None else _held_out(validation, predictions)
-    counts_CC = case.counts_CC
-    support, called = counts_CC.sum(1), counts_CC.sum(0)
-    keep = np.asarray(support >= max(1, macro_minimum))
+    keep = np.asarray(case.counts_CC.sum(1) >= max(1, macro_minimum))
     bootstrap = Bootstrap(draws, seed)
     costs_CC, costs_source = _costs(case.codes, costs)
     per_class, figures = _figures(case, keep, costs_CC, bootstrap)
@@ -92,19 +86,32 @@ def evaluate_predictions(
         failed=dict(sorted(Counter(s for s in predictions.status if s != OK).items())),
         macro_minimum=macro_minimum,
         macro_left_out=tuple(c for c, k in zip(case.codes, keep, strict=True) if not k),
-        never_predicted=tuple(c for c, s, p in zip(case.codes, support, called, strict=True) if s > 0 and p == 0),
+        never_predicted=_never_predicted(case),
         figures=figures,
         per_class=per_class,
-        confusion=tuple(tuple(int(v) for v in row) for row in counts_CC),
+        confusion=tuple(tuple(int(v) for v in row) for row in case.counts_CC),
         neighbours=neighbour_pairs(case.codes),
         published=PUBLISHED_SOURCE if set(case.codes) & PUBLISHED.keys() else None,
-        costs=() if costs_CC is None else tuple(tuple(float(v) for v in row) for row in costs_CC),
+        costs=() if costs_CC is None else tuple(map(tuple, costs_CC.tolist())),
         costs_source=costs_source,
         calibration=calibrations(case, held, bootstrap, scaling),
         risk_coverage=risk_points(case),
         operating_points=operating_points(case, held, figures),
         conformal=conformal_sets(case, held, bootstrap),
     )
+
+
+def _check_counts(draws: int, macro_minimum: int) -> None:
+    if draws < 1 or macro_minimum < 0:
+        raise ValueError(
+            f"draws must be at least 1 and macro_minimum at least 0; they are {draws} and {macro_minimum}."
+        )
+
+
+def _never_predicted(case: Case) -> tuple[str, ...]:
+    """Classes that have images and are no image's answer."""
+    support, called = case.counts_CC.sum(1), case.counts_CC.sum(0)
+    return tuple(c for c, s, p in zip(case.codes, support, called, strict=True) if s > 0 and p == 0)
 
 
 def _figures(

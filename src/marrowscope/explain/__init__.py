@@ -9,7 +9,7 @@
                                  vermilion and W where it was wrong, grey where no truth is known
     grids/BLA-gradcam.png        the cells of a class (their true one, or else the answer), up to `run.PER_GRID`
 
-Names of files in the JSON are relative to the folder. A report embeds the grids and the overlays that the JSON names,
+Names of files in the JSON are relative to the folder. A report embeds some of the overlays that the JSON names, shrunk,
 and needs only `schema.Explanations.read`.
 
 `judge_run` (``marrowscope explain RUN --test``) writes RUN/explanation-tests.json (`schema.ExplanationTests`): each

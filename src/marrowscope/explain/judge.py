@@ -48,6 +48,7 @@ from marrowscope.explain.subject import NetworkSubject, Precision, Probabilities
 from marrowscope.images import Pixels
 from marrowscope.occlusion import Fill
 from marrowscope.schema import (
+    Card,
     CascadeStep,
     ExplanationCheck,
     ExplanationTests,
@@ -135,30 +136,11 @@ def judge_run(
         SplitError, DataError: The part is empty or its pictures can't be read.
         MissingExtraError: torch or grad-cam is not installed.
     """
-    need_packages()
-    from marrowscope.datasets import CellImages, unreadable
-    from marrowscope.models import load_run_model
-
     settings = settings or Settings()
-    model, card = load_run_model(Path(run))
-    subject = NetworkSubject(
-        model,
-        card,
-        window=settings.window,
-        steps=settings.occlusion_steps,
-        fill=settings.fill,
-        precision=settings.precision,
-    )
+    subject = _subject(Path(run), settings)
+    card = subject.card
     names = chosen_methods(methods, subject.fitting, subject.not_fitting, f"the network of {run}")
-    rows = Split.read(Path(run) / "split.csv").part(part)
-    if not rows:
-        raise SplitError(f"{Path(run) / 'split.csv'} has no image in the part {part!r}.")
-    chosen = some_of_each(rows, settings.cells, settings.seed)
-    root = Path(RunInfo.read(Path(run) / "run.json").data) if data is None else Path(data)
-    images = CellImages(root, chosen, card.codes, card.preprocessing)
-    pictures = np.empty((len(chosen), card.preprocessing.size, card.preprocessing.size, 3), dtype=np.uint8)
-    if broken := images.load_into(np.arange(len(chosen)), pictures):
-        raise unreadable(broken)
+    pictures, label_N = _cells(Path(run), card, part, data, settings)
     phantoms = masked_cells(card.codes, card.preprocessing, settings.phantoms, PHANTOM_SEED + settings.seed)
     trial = Trial(subject, pictures, phantoms, settings, card.training_data.synthetic)
     jobs = {**{m: (METHODS[m].title, False) for m in names}, **{c: (t, True) for c, (t, _) in CONTROLS.items()}}
@@ -173,8 +155,8 @@ def judge_run(
         weights_sha256=card.weights_sha256,
         part=part,
         synthetic=card.training_data.synthetic,
-        n=len(chosen),
-        right=int((trial.target_N == images.labels).sum()),
+        n=len(pictures),
+        right=int((trial.target_N == label_N).sum()),
         phantoms=len(phantoms),
         phantoms_right=trial.phantoms_right,
         cell_area=trial.mean(phantoms.cell_NHW.mean((1, 2))),
@@ -187,6 +169,37 @@ def judge_run(
     where = output or Path(run) / "explanation-tests.json"
     result.write(where)
     return result, where
+
+
+def _subject(run: Path, settings: Settings) -> NetworkSubject:
+    need_packages()
+    from marrowscope.models import load_run_model
+
+    model, card = load_run_model(run)
+    return NetworkSubject(
+        model,
+        card,
+        window=settings.window,
+        steps=settings.occlusion_steps,
+        fill=settings.fill,
+        precision=settings.precision,
+    )
+
+
+def _cells(run: Path, card: Card, part: Part, data: Path | None, settings: Settings) -> tuple[Pixels, Columns]:
+    """Prepared cells of a part, as many of each class as can be, and their true columns."""
+    from marrowscope.datasets import CellImages, unreadable
+
+    rows = Split.read(run / "split.csv").part(part)
+    if not rows:
+        raise SplitError(f"{run / 'split.csv'} has no image in the part {part!r}.")
+    chosen = some_of_each(rows, settings.cells, settings.seed)
+    root = Path(RunInfo.read(run / "run.json").data) if data is None else Path(data)
+    images = CellImages(root, chosen, card.codes, card.preprocessing)
+    pictures = np.empty((len(chosen), card.preprocessing.size, card.preprocessing.size, 3), dtype=np.uint8)
+    if broken := images.load_into(np.arange(len(chosen)), pictures):
+        raise unreadable(broken)
+    return pictures, images.labels
 
 
 def explainer(name: str) -> Explainer:

@@ -35,7 +35,7 @@ class Subject(ABC):
     Attributes:
         card: What the model is.
         not_fitting: Methods that it can't have, and why.
-        occlusion: Options of `occlusion.occlude`: window, steps, fill.
+        window, steps, fill: Options of `occlusion.occlude`.
     """
 
     def __init__(self, card: Card, *, window: float = 0.2, steps: int = 12, fill: Fill = "background") -> None:

@@ -12,7 +12,7 @@ from marrowscope.report.answers import Answer, choose, read_answers
 from marrowscope.report.charts import heat_level
 from marrowscope.report.inputs import RunFiles
 from marrowscope.report.thumbnails import Thumbnails
-from marrowscope.report.words import LABELS, PERCENT, class_name, label, shown
+from marrowscope.report.words import PERCENT, class_name, label, note, shown
 from marrowscope.schema import OK, PARTS, ClassFigures, ConfusedPair, Figure, LabelCandidate, Study
 
 PANEL_PICTURES = 6
@@ -255,7 +255,7 @@ def build(
 
 
 def _named(key: str, figure: Figure) -> NamedFigure:
-    return NamedFigure(key, label(key), LABELS.get(key, ("", ""))[1], figure)
+    return NamedFigure(key, label(key), note(key), figure)
 
 
 def _classes(run: RunFiles, matrix: Sequence[Sequence[MatrixCell]], answers: Sequence[Answer]) -> tuple[ClassRow, ...]:

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from marrowscope.report import charts, drawings, plots
 from marrowscope.report.answers import Answer
 from marrowscope.report.content import Content
-from marrowscope.report.words import SCALINGS, change, class_name, label, p_value, percent, shown
+from marrowscope.report.words import SCALINGS, change, class_name, label, note, p_value, percent, shown
 from marrowscope.schema import NOT_A_MEDICAL_DEVICE, PARTS
 
 PICTURE = "data:image/jpeg;base64,"
@@ -36,6 +36,7 @@ def _environment() -> Environment:
         class_name=class_name,
         thousands=lambda n: f"{n:,}",
         label=label,
+        note=note,
         p_value=p_value,
         change=change,
     )

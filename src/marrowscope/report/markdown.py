@@ -8,7 +8,7 @@ from marrowscope.report.answers import Answer
 from marrowscope.report.content import Content
 from marrowscope.report.drawings import describe_map
 from marrowscope.report.words import SCALINGS, class_name, label, percent, shown
-from marrowscope.schema import NOT_A_MEDICAL_DEVICE, PARTS, Card
+from marrowscope.schema import NOT_A_MEDICAL_DEVICE, PARTS, Card, MethodTests
 
 
 def plain(text: object) -> str:
@@ -89,12 +89,32 @@ def _curves(content: Content) -> list[str]:
 
 
 def _classes(content: Content) -> list[str]:
+    parts = [("recall", "recall"), ("precision", "precision"), ("F1", "f1")]
+    if content.ranked:
+        parts += [("AUROC", "auroc"), ("average precision", "average_precision")]
+    if any(r.figures.tolerant_recall is not None for r in content.classes):
+        parts += [("tolerant recall", "tolerant_recall"), ("tolerant precision", "tolerant_precision")]
     rows = [
-        (r.code, r.name, r.figures.support, r.figures.predicted, r.figures.recall, r.figures.precision, r.figures.f1)
+        (
+            r.code,
+            r.name,
+            r.figures.support,
+            r.figures.predicted,
+            *(getattr(r.figures, part) or "–" for _, part in parts),
+        )
         for r in content.classes
     ]
-    head = ("code", "class", "cells", "predicted", "recall", "precision", "F1")
-    return ["## Classes", "", *table(head, rows)]
+    head = ("code", "class", "cells", "predicted", *(name for name, _ in parts))
+    return ["## Classes", "", *table(head, rows), *_costs(content)]
+
+
+def _costs(content: Content) -> list[str]:
+    if not content.costs:
+        return []
+    head = ("truth \\ predicted", *(plain(code) for code, _ in content.costs))
+    rows = [(code, *(f"{v:g}" for v in row)) for code, row in content.costs]
+    source = content.run.evaluation.costs_source
+    return [f"What an error costs ({plain(source)}):", "", *table(head, rows)]
 
 
 def _matrix(content: Content) -> list[str]:
@@ -141,7 +161,9 @@ def _calibration(content: Content) -> list[str]:
         bins = [(f"{b.low:.3f}–{b.high:.3f}", f"{b.confidence:.3f}", b.accuracy, b.accuracy.n) for b in k.bins]
         lines += [f"Bins, {SCALINGS[k.scaling]}:", ""]
         lines += table(("confidence", "mean", "accuracy", "cells"), bins)
-    return lines
+    rows = [(r.code, *(k.per_class.get(r.code, "–") for k in every)) for r in content.classes]
+    head = ("class", *(SCALINGS[k.scaling] for k in every))
+    return [*lines, "Calibration error of each class:", "", *table(head, rows)]
 
 
 def _selective(content: Content) -> list[str]:
@@ -162,7 +184,20 @@ def _conformal(content: Content) -> list[str]:
         return []
     rows = [(k.method, percent(1 - k.alpha), k.coverage, k.size, k.single, k.empty, k.calibrated_on) for k in sets]
     head = ("method", "aimed at", "coverage", "classes in a set", "sets of one", "empty sets", "calibrated on")
-    return ["## Prediction sets", "", *table(head, rows)]
+    lines = ["## Prediction sets", "", *table(head, rows)]
+    for k in sets:
+        of_class = [
+            (
+                r.code,
+                f"{k.thresholds[r.code]:.4f}",
+                *(k.per_class[r.code].get(name, "–") for name in ("coverage", "size")),
+            )
+            for r in content.classes
+            if r.code in k.thresholds and r.code in k.per_class
+        ]
+        lines += [f"By class, {k.method}, {percent(1 - k.alpha)}:", ""]
+        lines += table(("class", "least probability", "coverage", "classes in a set"), of_class)
+    return lines
 
 
 def _novelty(content: Content) -> list[str]:
@@ -177,6 +212,10 @@ def _novelty(content: Content) -> list[str]:
     ]  # fmt: skip
     head = ("strange pictures", "number", "score", "AUROC", "pass where 95 % of test cells do", "flagged", "accepted")
     lines = ["## What it does not know", "", f"Of the test cells {found.flagged} are flagged.", "", *table(head, rows)]
+    chosen = [(kind, *(f"{v:.3f}" for v in scores.values())) for kind, scores in found.chosen_by.items()]
+    if chosen:
+        lines += ["The score was chosen by its AUROC on stand-ins made of validation cells:", ""]
+        lines += table(("stand-ins", *next(iter(found.chosen_by.values()))), chosen)
     left = [f"- not judged on {plain(name)}: {plain(reason)}" for name, reason in found.left_out.items()]
     return [*lines, *left, ""] if left else lines
 
@@ -185,7 +224,11 @@ def _robustness(content: Content) -> list[str]:
     found = content.run.evaluation.robustness
     if found is None:
         return []
-    rows = [(k.kind, p.strength, f"{p.amount:g}", p.accuracy, p.change) for k in found.kinds for p in k.points]
+    rows = [
+        (k.kind, p.strength, f"{p.amount:g}", p.accuracy, p.change, p.relative_drop)
+        for k in found.kinds
+        for p in k.points
+    ]
     kinds = [(k.kind, k.accuracy, k.relative_drop) for k in found.kinds]
     text = f"{found.n:,} cells by {plain(found.model)}: unchanged {found.clean}, mean over all changes {found.accuracy}"
     return [
@@ -194,7 +237,7 @@ def _robustness(content: Content) -> list[str]:
         f"{text}, share of the accuracy lost {found.relative_drop}.",
         "",
         *table(("change", "mean accuracy", "share lost"), kinds),
-        *table(("change", "strength", "amount", "accuracy", "difference"), rows),
+        *table(("change", "strength", "amount", "accuracy", "difference", "share lost"), rows),
     ]
 
 
@@ -284,7 +327,25 @@ def _explanations(content: Content) -> list[str]:
          "; ".join(f"{'✓' if c.passed else '✗'} {c.name}: {c.reason}" for c in t.checks))
         for t in explained.of_method
     ]  # fmt: skip
-    return ["## Explanations", "", *table(("method", "tests", "each"), rows)]
+    t = explained.tests
+    on = f"On {t.n:,} cells of the {plain(t.part)} part, {t.right:,} of them named right, "
+    on += f"and {t.phantoms:,} drawn cells with known outlines."
+    if t.phantoms:
+        on += f" Of these pictures the cell covers {t.cell_area}, its nucleus {t.nucleus_area}."
+    lines = ["## Explanations", "", *table(("method", "tests", "each"), rows), on, ""]
+    for method in explained.of_method:
+        lines += _figures_of(method)
+    return lines
+
+
+def _figures_of(method: MethodTests) -> list[str]:
+    figures = [(label(name), f, f.n) for name, f in method.figures.items()]
+    lines = [f"{plain(method.title)}:", "", *table(("figure", "value (95 % interval)", "pictures"), figures)]
+    steps = [(percent(s.randomised), s.spearman, s.ssim) for s in method.cascade]
+    if not steps:
+        return lines
+    head = ("layers randomised, from the answer down", "rank correlation of the maps", "structural similarity")
+    return [*lines, *table(head, steps)]
 
 
 def _failed(content: Content) -> list[str]:

@@ -34,6 +34,22 @@ LABELS: dict[str, tuple[str, str]] = {
     "excess_aurc_error": ("The same above the best order", "0: every wrong answer is less sure than every right one"),
     "coverage_at_95": ("Coverage at 95 % accuracy", "share of cells answered when only the surest are"),
     "coverage_at_98": ("Coverage at 98 % accuracy", "share of cells answered when only the surest are"),
+    # of the tests of explanations
+    "not_flat": ("Maps that are not flat", "a flat map says nothing"),
+    "other_class": ("Likeness to the map of the second class", "rank correlation; 1: the class does not matter"),
+    "other_cell": ("Likeness to the map of another cell", "rank correlation; 1: the picture does not matter"),
+    "deletion": ("Area under deletion", "lower is better"),
+    "insertion": ("Area under insertion", "higher is better"),
+    "deletion_gain": ("Deletion, less than by chance", "above 0 is better"),
+    "insertion_gain": ("Insertion, more than by chance", "above 0 is better"),
+    "spearman": ("Likeness when all layers forgot, rank correlation", "lower is better"),
+    "ssim": ("Likeness when all layers forgot, structural similarity", "lower is better"),
+    "pointing_cell": ("Hottest pixel on the cell", "share of drawn cells"),
+    "pointing_nucleus": ("Hottest pixel on the nucleus", "share of drawn cells"),
+    "energy_cell": ("Heat on the cell", "mean share of the heat"),
+    "energy_nucleus": ("Heat on the nucleus", "mean share of the heat"),
+    "energy_cell_gain": ("Heat on the cell, above its share of the picture", "0 is chance"),
+    "energy_nucleus_gain": ("Heat on the nucleus, above its share of the picture", "0 is chance"),
 }
 SCALINGS = {"none": "as predicted", "temperature": "temperature scaling", "vector": "vector scaling"}
 
@@ -51,6 +67,11 @@ def class_name(code: str) -> str:
 def label(key: str) -> str:
     """A figure's name in words."""
     return LABELS[key][0] if key in LABELS else key.replace("_", " ").capitalize()
+
+
+def note(key: str) -> str:
+    """What a figure is, in some words more; empty where its name says all."""
+    return LABELS.get(key, ("", ""))[1]
 
 
 def percent(share: float) -> str:
