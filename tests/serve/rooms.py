@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -37,19 +37,30 @@ def parts(pictures: list[bytes], name: str = "cell") -> list[tuple[str, tuple[st
     return [("files", (f"{name}_{i}.png", p, "image/png")) for i, p in enumerate(pictures)]
 
 
-def write_trusting_model(path: Path, name: str = "tiny") -> Path:
-    """The tiny model, with conformal sets, a threshold of strangeness and one of acceptance on its card."""
-    full = card(name=name).model_copy(
+CONFUSION = ((40, 3, 2, 5), (1, 30, 6, 3), (4, 2, 50, 4), (2, 7, 1, 40))
+"""Validation cells of the full model by truth (row) and answer (column)."""
+
+
+def write_trusting_model(path: Path, name: str = "tiny", *, full: bool = False, seed: int = 0) -> Path:
+    """The tiny model, with conformal sets, a threshold of strangeness and one of acceptance on its card.
+
+    With `full` the card tells its confusions too, and the file has the output ``features``: the mean colour.
+    """
+    trusting = card(name=name).model_copy(
         update={
             "conformal": (
                 CardConformal(method="class-conditional", alpha=0.05, thresholds=(0.1,) * len(CODES), fitted_on=100),
             ),
             "novelty": CardNovelty(method="energy", threshold=-0.7, kept=0.95, fitted_on=100),
             "acceptance": (CardAcceptance(accuracy=0.95, threshold=0.8, coverage=0.5, fitted_on=100),),
+            "confusion": CONFUSION if full else (),
         }
     )
-    model = graph()
-    helper.set_model_props(model, {"marrowscope.card": full.model_dump_json()})
+    model = graph(seed=seed)
+    if full:
+        model.graph.node.append(helper.make_node("Identity", ["n"], ["features"]))
+        model.graph.output.append(helper.make_tensor_value_info("features", TensorProto.FLOAT, ["N", 3]))
+    helper.set_model_props(model, {"marrowscope.card": trusting.model_dump_json()})
     onnx.save(model, path)
     return path
 
@@ -57,6 +68,12 @@ def write_trusting_model(path: Path, name: str = "tiny") -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_trusting_model(tmp_path_factory.mktemp("model") / "tiny.onnx")
+
+
+@pytest.fixture(scope="session")
+def full_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with features and confusions."""
+    return write_trusting_model(tmp_path_factory.mktemp("model") / "full.onnx", "full", full=True)
 
 
 class Room:

@@ -144,3 +144,17 @@ def test_clients_are_told_to_come_back_when_too_much_waits(make_room: MakeRoom) 
     assert batcher.waiting == batcher.queue - 1, "refused pictures give their places back"
     batcher.release(batcher.queue - 1)
     assert client.post("/v1/predict", files=parts([picture(0), picture(1)])).status_code == 200
+
+
+def test_a_run_goes_through_the_model_in_small_parts() -> None:
+    model = Held()
+    batcher = Batcher(model, batch=8, queue=40, at_once=3)
+    values = (200, 3, 77, 130, 255, 0, 90, 128)
+    future = _submit(batcher, *values)
+    for _ in range(3):
+        model.go.release()
+    answers = future.result(timeout=20)
+    batcher.close()
+    assert model.runs == [3, 3, 2]
+    np.testing.assert_allclose(answers.probs_NC[:, 0], np.array(values) / 255)
+    assert answers.ood_N.tolist() == [v > 127 for v in values]

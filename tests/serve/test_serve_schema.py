@@ -90,5 +90,8 @@ def test_every_operation_is_described_with_its_errors(document: dict[str, Any]) 
                     continue
                 assert response["content"]["application/json"]["schema"] == error, f"{where} {status}"
     assert document["components"]["schemas"]["ErrorBody"]["examples"]
+    bodies = [s for name, s in document["components"]["schemas"].items() if name.endswith("In")]
+    assert len(bodies) > 6
+    assert all(s.get("examples") for s in bodies), "every body that one sends has an example"
     assert not any(name.startswith("HTTPValidation") for name in document["components"]["schemas"])
     assert "Not a medical device" in document["info"]["description"]

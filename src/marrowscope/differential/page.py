@@ -31,8 +31,8 @@ def _environment() -> Environment:
     return environment
 
 
-def to_html(result: Differential, title: str) -> str:
-    """The whole page; `title` names the smear."""
+def to_html(result: Differential, title: str, *, looked: str = "Nobody has looked yet.") -> str:
+    """The whole page; `title` names the smear, `looked` says who has looked at its cells."""
     style = (resources.files("marrowscope.differential") / "templates" / "page.css").read_text(encoding="utf-8")
     return (
         _environment()
@@ -40,6 +40,7 @@ def to_html(result: Differential, title: str) -> str:
         .render(
             d=result,
             title=title,
+            looked=looked,
             chart=_chart(result),
             left_out=[(code, cell_class(code).name, n) for code, n in result.left_out.items()],
             style=Markup(style),  # noqa: S704 -- our own file, without a tag

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from marrowscope.errors import MarrowscopeError, ServiceError
 from marrowscope.images import Pixels
 from marrowscope.infer import Predictor
+from marrowscope.infer.predictor import batches, joined
 from marrowscope.triage import Answers
 
 log = logging.getLogger("marrowscope.serve")
@@ -50,6 +51,7 @@ class Batcher:
         *,
         batch: int,
         queue: int,
+        at_once: int | None = None,
         ran: Callable[[int, float], object] = lambda n, seconds: None,
     ) -> None:
         """Start the thread.
@@ -57,11 +59,14 @@ class Batcher:
         Args:
             batch: Pictures in one run at the most; a job of more is still run at once.
             queue: Pictures that may wait.
+            at_once: Pictures in one inference; None for all of a run. Few are quicker on a CPU, for what a network
+                passes on between its layers then stays in the cache.
             ran: Called after each run with its pictures and seconds.
         """
         self.model = model
         self.batch = batch
         self.queue = queue
+        self._at_once = at_once
         self._ran = ran
         self._jobs: deque[_Job] = deque()
         self._held = 0
@@ -131,7 +136,7 @@ class Batcher:
             pictures = [p for job in jobs for p in job.pictures]
             start = time.monotonic()
             try:
-                answers = self.model.answer_each(pictures)
+                answers = self._answer(pictures)
             except MarrowscopeError as e:
                 _fail(jobs, e)
             except Exception as e:
@@ -142,6 +147,10 @@ class Batcher:
                 seconds = time.monotonic() - start
                 self._rate += 0.2 * (len(pictures) / max(seconds, 1e-6) - self._rate)
                 self._ran(len(pictures), seconds)
+
+    def _answer(self, pictures: Sequence[Prepared]) -> Answers:
+        size = self._at_once or len(pictures)
+        return joined([self.model.answer_each(some) for some in batches(pictures, size)])
 
     def _next(self) -> list[_Job]:
         """The jobs of the next run, whole ones; none when it is time to stop."""

@@ -13,6 +13,8 @@ from marrowscope.schema import OK, Frozen, Predictions
 from marrowscope.serve.store.cellwork import effective
 from marrowscope.serve.store.tables import FAILED, PENDING, Case, Cell
 
+DEFAULT_RATIO = "granulocytic-monocytic"
+
 
 class CaseDifferential(Frozen):
     """The differential, and which cells are in it."""
@@ -28,11 +30,14 @@ class CaseDifferential(Frozen):
     reviewed: int = Field(description="counted cells that a person has labelled or accepted")
     reviewed_nucleated: int = Field(description="those of them that are in the denominator")
     wanted: int = Field(default=CELLS_WANTED, description="nucleated cells to count where a percentage decides")
+    unadjusted: str | None = Field(
+        default=None, description="why there are no adjusted counts; null where there are, or were not asked for"
+    )
     notes: tuple[str, ...] = Field(description="what the reader must know, beside the differential's own warnings")
     differential: Differential
 
 
-def differential(session: Session, case: Case, ratio: str = "granulocytic-monocytic") -> CaseDifferential:
+def differential(session: Session, case: Case, ratio: str = DEFAULT_RATIO) -> CaseDifferential:
     """Count a case.
 
     Args:

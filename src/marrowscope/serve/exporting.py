@@ -7,14 +7,14 @@ administrator: all). Metadata of pictures never does.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from marrowscope.differential import Differential, fhir, page
+from marrowscope.differential import Differential, ReviewCell, fhir, page
 from marrowscope.files import csv_line
 from marrowscope.schema import NOT_A_MEDICAL_DEVICE, Document, Frozen
 from marrowscope.serve.counting import CaseDifferential, differential
@@ -169,13 +169,15 @@ def to_json(case: CaseExport) -> bytes:
 def to_html(case: CaseExport) -> bytes:
     """One page to read and print."""
     state = "draft, not signed" if case.signed is None else "signed"
-    return page.to_html(_stated(case), f"{case.name} ({state})").encode()
+    return page.to_html(_stated(case), f"{case.name} ({state})", looked=_looked(case)).encode()
 
 
 def to_fhir(case: CaseExport) -> bytes:
     """HL7 FHIR: a DiagnosticReport, ``final`` and with its signer where the case is signed."""
     report = fhir.to_fhir(_stated(case))
     report["identifier"] = [{"system": "urn:ietf:rfc:3986", "value": f"urn:uuid:{case.id}"}]
+    for observation in report["contained"]:
+        observation["method"]["text"] += f". {_looked(case)}"
     if case.signed is not None:
         report |= {"status": "final", "issued": case.signed.at, "resultsInterpreter": [{"display": case.signed.by}]}
         for observation in report["contained"]:
@@ -183,12 +185,38 @@ def to_fhir(case: CaseExport) -> bytes:
     return (json.dumps(report, indent=2) + "\n").encode()
 
 
+def _looked(case: CaseExport) -> str:
+    s = case.summary
+    return f"People looked at {s.reviewed_nucleated} of the {s.differential.counted} cells."
+
+
 def _stated(case: CaseExport) -> Differential:
-    """The differential, with who signed it, what was left out and what its reader must know among its warnings."""
+    """The differential, with all cells of the case: those that wait for a person, and those without an answer.
+
+    Who signed it, what was left out and what its reader must know stand among its warnings.
+    """
     s = case.summary
     held = case.signed
     said = "Not signed." if held is None else f"Signed by {held.by} at {held.at}, revision {held.revision}."
-    counted = f"{s.reviewed_nucleated} of {s.differential.counted} counted cells were looked at by a person; "
-    counted += f"{s.excluded} cells excluded."
+    if held is not None and held.comment:
+        said += f" Comment: {held.comment}"
+    excluded = f"{s.excluded} cells were taken out by a person."
     model = f"Model {case.model_name}, SHA-256 {case.model_sha256}; {case.program}."
-    return s.differential.model_copy(update={"warnings": (said, counted, model, *s.notes, *s.differential.warnings)})
+    no_answer = s.pending + s.failed
+    return s.differential.model_copy(
+        update={
+            "files": s.cells,
+            "review": tuple(_waiting(case)),
+            "failed": {"no answer of the model": no_answer} if no_answer else {},
+            "warnings": (said, excluded, model, *s.notes, *s.differential.warnings),
+        }
+    )
+
+
+def _waiting(case: CaseExport) -> Iterable[ReviewCell]:
+    """Cells unlike those that the model has learnt, which are not counted until somebody labels them."""
+    for c in case.cells:
+        if c.ood and c.label is None and not c.excluded and c.predicted is not None and c.confidence is not None:
+            yield ReviewCell(
+                path=f"cell {c.number}", predicted=c.predicted, confidence=c.confidence, reason="out of distribution"
+            )

@@ -9,6 +9,7 @@ from marrowscope.schema import Figure
 from marrowscope.serve.exporting import CaseExport
 
 _WIDTHS = (16, 62, 20, 24, 48)
+_ADJUSTED_WIDTHS = (12, 43, 14, 16, 29, 30, 30)
 
 
 def to_pdf(case: CaseExport) -> bytes:
@@ -50,14 +51,16 @@ def _head(pdf: FPDF, case: CaseExport) -> None:
 
 
 def _table(pdf: FPDF, case: CaseExport) -> None:
-    pdf.set_font("helvetica", "", 10)
-    rows = [("Code", "Class", "Cells", "Percent", "95 % interval")]
-    rows += [
-        (r.code, r.name, str(r.count), _number(r.percent), _interval(r.percent)) for r in case.summary.differential.rows
-    ]
-    with pdf.table(
-        col_widths=_WIDTHS, text_align=("LEFT", "LEFT", "RIGHT", "RIGHT", "RIGHT"), line_height=5.5
-    ) as table:
+    d = case.summary.differential
+    both = d.adjustment is not None
+    rows = [("Code", "Class", "Cells", "Percent", "95 % interval", *(("Adjusted", "Corrected") if both else ()))]
+    for r in d.rows:
+        figures = (_whole(r.adjusted), _whole(r.corrected)) if both else ()
+        rows.append((r.code, r.name, str(r.count), _number(r.percent), _interval(r.percent), *figures))
+    pdf.set_font("helvetica", "", 8.5 if both else 10)
+    widths = _ADJUSTED_WIDTHS if both else _WIDTHS
+    aligned = ("LEFT", "LEFT", *("RIGHT",) * (len(widths) - 2))
+    with pdf.table(col_widths=widths, text_align=aligned, line_height=5.5) as table:
         for values in rows:
             row = table.row()
             for value in values:
@@ -71,6 +74,8 @@ def _figures(pdf: FPDF, case: CaseExport) -> None:
     for named, unit in ((d.myeloid_erythroid, ""), (d.blast_percent, " %")):
         figure = named.figure
         value = "not known" if figure.value is None else f"{_number(figure)}{unit} ({_interval(figure)})"
+        if d.adjustment is not None:
+            value += f", adjusted {_whole(named.adjusted)}, corrected {_whole(named.corrected)}"
         _line(pdf, f"{'M:E ratio' if not unit else 'Blasts'}: {value}; {named.text}")
     left = [f"{n} {code}" for code, n in d.left_out.items() if n]
     left += [
@@ -81,6 +86,9 @@ def _figures(pdf: FPDF, case: CaseExport) -> None:
     pdf.ln(3)
     for text in (*s.notes, *d.warnings):
         _line(pdf, f"Note: {text}", 9)
+    if d.adjustment is not None:
+        a = d.adjustment
+        _line(pdf, f"Adjusted: {a.adjusted}; {a.validation} validation cells. Corrected: {a.corrected}.", 9)
 
 
 def _foot(pdf: FPDF, case: CaseExport) -> None:
@@ -94,6 +102,10 @@ def _foot(pdf: FPDF, case: CaseExport) -> None:
 
 def _number(figure: Figure) -> str:
     return "-" if figure.value is None else f"{figure.value:.1f}"
+
+
+def _whole(figure: Figure | None) -> str:
+    return "-" if figure is None or figure.value is None else f"{_number(figure)} ({_interval(figure)})"
 
 
 def _interval(figure: Figure) -> str:

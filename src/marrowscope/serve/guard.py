@@ -36,6 +36,8 @@ HEADERS = {
 }
 JSON_BYTES = 1_000_000
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+PROBED = frozenset({"/healthz", "/readyz"})
+"""What watchers ask for under an address of their own; it tells nothing that a page elsewhere could use."""
 Observe = Callable[[Scope, int, float], object]
 """Called after each request with its scope, status and seconds."""
 
@@ -106,7 +108,8 @@ class Guard:
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
-        self._check_host(headers)
+        if scope["path"] not in PROBED:
+            self._check_host(headers)
         if scope["method"] not in SAFE:
             _check_origin(headers)
         client = scope["client"][0] if scope.get("client") else ""

@@ -1,4 +1,4 @@
-"""A model that a service has loaded, and the queue before it."""
+"""A model that a service has loaded, the queue before it, and the cells to compare with."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from marrowscope.infer import Classifier
 from marrowscope.serve.batcher import Batcher
+from marrowscope.serve.reference import ReferenceSet, digest_of
 
 
 @dataclass(frozen=True)
@@ -14,6 +15,7 @@ class Model:
 
     classifier: Classifier
     batcher: Batcher
+    reference: ReferenceSet | None = None
 
     @property
     def name(self) -> str:
@@ -21,5 +23,5 @@ class Model:
 
     @property
     def sha256(self) -> str:
-        """Of its ONNX file: the first word of the identity, before the thresholds that are used."""
-        return self.classifier.identity.split()[0]
+        """Of its ONNX file."""
+        return digest_of(self.classifier)

@@ -74,6 +74,7 @@ def serve(service: Service, ready: Callable[[str], object] = lambda address: Non
 
 
 def _listen(settings: Settings) -> socket.socket:
+    listening = None
     try:
         kind, *_, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -83,6 +84,8 @@ def _listen(settings: Settings) -> socket.socket:
         listening.bind(address)
         listening.listen(min(settings.limits.connections, 1024))
     except OSError as e:
+        if listening is not None:
+            listening.close()
         raise ServiceError(
             f"Can't listen on {settings.host} port {settings.port}: {e.strerror or e}. Choose another with --port."
         ) from None

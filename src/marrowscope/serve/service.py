@@ -11,18 +11,25 @@ from sqlalchemy import select
 
 from marrowscope.errors import ServiceError
 from marrowscope.files import make_folder
-from marrowscope.infer import Classifier
+from marrowscope.infer import Classifier, batch_size_for
+from marrowscope.schema import Card
+from marrowscope.serve.adjusting import Adjuster
 from marrowscope.serve.annotator import Annotator
 from marrowscope.serve.auth import tokens
 from marrowscope.serve.batcher import Batcher
+from marrowscope.serve.counting import DEFAULT_RATIO, CaseDifferential, differential
 from marrowscope.serve.explaining import Explainer
+from marrowscope.serve.exporting import CaseExport, collect
 from marrowscope.serve.guard import Buckets
 from marrowscope.serve.metrics import Metrics
 from marrowscope.serve.models import Model
 from marrowscope.serve.problems import Problem, not_found
+from marrowscope.serve.reference import Neighbours, ReferenceSet, digest_of, find_references
 from marrowscope.serve.settings import Settings
+from marrowscope.serve.store import casework
 from marrowscope.serve.store.blobs import Blobs
 from marrowscope.serve.store.database import Database
+from marrowscope.serve.store.history import Person
 from marrowscope.serve.store.tables import Case
 
 log = logging.getLogger("marrowscope.serve")
@@ -31,14 +38,29 @@ log = logging.getLogger("marrowscope.serve")
 class Service:
     """Opened by `open_service`; `close` ends its threads."""
 
-    def __init__(self, settings: Settings, models: list[Classifier], database: Database, lock: IO[bytes]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        models: list[Classifier],
+        references: dict[str, ReferenceSet],
+        database: Database,
+        lock: IO[bytes],
+    ) -> None:
         self.settings = settings
         self.database = database
         self.blobs = Blobs(settings.data)
         self.metrics = Metrics()
         self.failed_logins = Buckets(settings.limits.failed_logins / 60, settings.limits.failed_logins)
         limits = settings.limits
-        loaded = [Model(m, Batcher(m, batch=limits.batch, queue=limits.queue, ran=self.metrics.ran)) for m in models]
+        at_once = batch_size_for(settings.device)
+        loaded = [
+            Model(
+                m,
+                Batcher(m, batch=limits.batch, queue=limits.queue, at_once=at_once, ran=self.metrics.ran),
+                references.get(digest_of(m)),
+            )
+            for m in models
+        ]
         self.models = {m.sha256: m for m in loaded}
         self.metrics.watch_queue(lambda: float(sum(m.batcher.waiting for m in self.models.values())))
         with database.read() as session:
@@ -46,6 +68,8 @@ class Service:
         batchers = {sha256: m.batcher for sha256, m in self.models.items()}
         self.annotator = Annotator(database, self.blobs, batchers, limits.file_bytes)
         self.explainer = Explainer()
+        self.adjuster = Adjuster()
+        self.neighbours = Neighbours()
         self._lock = lock
 
     def model(self, name: str | None) -> Model:
@@ -77,6 +101,39 @@ class Service:
             )
         return model
 
+    def card_of(self, case: Case) -> Card | None:
+        """The card of the model that a case was made for; None where that is not loaded."""
+        model = self.models.get(case.model_sha256)
+        return None if model is None else model.classifier.card
+
+    def differential(self, case: str, ratio: str = DEFAULT_RATIO, *, adjusted: bool = True) -> CaseDifferential:
+        """The differential of a case at this moment.
+
+        Args:
+            ratio: One of `marrowscope.differential.RATIOS`.
+            adjusted: With adjusted counts, or the reason why there are none; they may take seconds.
+
+        Raises:
+            Problem: 404, there is no such case; 503, too many adjusted counts are being made.
+        """
+        with self.database.read() as session:
+            found = casework.find(session, case)
+            summary = differential(session, found, ratio)
+            if not adjusted:
+                return summary
+            wanted = self.adjuster.look(session, found, ratio)
+        return self.adjuster.add(summary, wanted, self.card_of(found))
+
+    def collected(self, case: str, who: Person, *, names: bool) -> CaseExport:
+        """Everything of a case at one moment, adjusted counts included; errors as `differential`."""
+        with self.database.read() as session:
+            found = casework.find(session, case)
+            content = collect(session, found, who, names=names)
+            if content.signed is not None:
+                return content
+            wanted = self.adjuster.look(session, found, DEFAULT_RATIO)
+        return content.model_copy(update={"summary": self.adjuster.add(content.summary, wanted, self.card_of(found))})
+
     def ready(self) -> dict[str, bool]:
         """What must work for requests to be answered, and whether it does."""
         return {
@@ -98,6 +155,7 @@ def open_service(settings: Settings) -> Service:
 
     Raises:
         ModelError: A model can't be loaded.
+        FileFormatError: A reference set can't be read, or belongs to none of the models.
         ServiceError: The database can't be used, another service has the folder, or a token is needed and there is
             none.
     """
@@ -105,6 +163,7 @@ def open_service(settings: Settings) -> Service:
         raise ServiceError("No model was given. Name an ONNX file of 'marrowscope export' with --model.")
     make_folder(settings.data)
     lock = _lock(settings.data)
+    database = None
     try:
         database = open_database(settings)
         with database.read() as session:
@@ -117,8 +176,11 @@ def open_service(settings: Settings) -> Service:
         names = [m.card.name for m in models]
         if len(set(names)) < len(names) or len({m.identity for m in models}) < len(models):
             raise ServiceError(f"Two models are the same or have the same name: {', '.join(names)}. Name each once.")
-        return Service(settings, models, database, lock)
+        references = find_references(models, settings.references)
+        return Service(settings, models, references, database, lock)
     except BaseException:
+        if database is not None:
+            database.close()
         lock.close()
         raise
 

@@ -57,6 +57,7 @@ class Settings:
     Attributes:
         data: Folder of the pictures, and of the database where `database` is None.
         models: ONNX files or bundled names; the first is the one that new cases take.
+        references: Reference sets (`reference`) beside those that lie with a model.
         database: SQLAlchemy URL (``postgresql+psycopg://...``); None for SQLite in `data`.
         host: Address to listen on.
         port: 0 for any free one.
@@ -71,6 +72,7 @@ class Settings:
 
     data: Path
     models: tuple[str, ...]
+    references: tuple[Path, ...] = ()
     database: str | None = None
     host: str = "127.0.0.1"
     port: int = 8321

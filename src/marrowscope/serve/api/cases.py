@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query
 from marrowscope.differential import RATIOS
 from marrowscope.serve.api.common import MOST_NUMBER, Admin, CaseId, Has, Reader, Reviewer, errors
 from marrowscope.serve.api.shapes import CaseIn, CaseOut, Cases, EventOut, Events, ReopenIn, SignatureOut, SignIn
-from marrowscope.serve.counting import CaseDifferential, differential
+from marrowscope.serve.counting import DEFAULT_RATIO, CaseDifferential
 from marrowscope.serve.problems import invalid
 from marrowscope.serve.service import Service
 from marrowscope.serve.store import casework, history
@@ -22,6 +22,11 @@ Offset = Annotated[int, Query(ge=0, le=MOST_NUMBER)]
 After = Annotated[int, Query(ge=0, le=MOST_NUMBER, description="events behind the one of this id")]
 Ratio = Annotated[
     str, Query(description=f"definition of the myeloid-to-erythroid ratio: {', '.join(RATIOS)}", max_length=40)
+]
+
+Adjusted = Annotated[
+    bool,
+    Query(description="with counts adjusted for the model's known confusions; they take seconds for many cells"),
 ]
 
 
@@ -72,12 +77,13 @@ def delete(who: Reviewer, service: Has, case: CaseId) -> None:
 
 
 @router.get("/v1/cases/{case}/differential", responses=errors(404))
-def count(who: Reader, service: Has, case: CaseId, ratio: Ratio = "granulocytic-monocytic") -> CaseDifferential:
+def count(
+    who: Reader, service: Has, case: CaseId, ratio: Ratio = DEFAULT_RATIO, adjusted: Adjusted = True
+) -> CaseDifferential:
     """The differential at this moment: people's labels, and the model's where nobody has looked."""
     if ratio not in RATIOS:
         raise invalid(f"Unknown ratio {ratio!r}; allowed: {', '.join(RATIOS)}.")
-    with service.database.read() as db:
-        return differential(db, casework.find(db, case), ratio)
+    return service.differential(case, ratio, adjusted=adjusted)
 
 
 @router.post("/v1/cases/{case}/sign", responses=errors(404, 409))
@@ -86,9 +92,9 @@ def sign(who: Reviewer, service: Has, case: CaseId, body: SignIn) -> CaseOut:
 
     409 where the case has changed since the version that you looked at, or cells still wait for the model.
     """
+    summary = service.differential(case).model_dump(mode="json")
     with service.database.write() as db:
         found = casework.find_open(db, case)
-        summary = differential(db, found).model_dump(mode="json")
         casework.sign(db, who, found, version=body.version, comment=body.comment, summary=summary)
         db.flush()
         counts = casework.progress(db, [case])[case]

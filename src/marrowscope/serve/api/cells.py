@@ -31,10 +31,12 @@ from marrowscope.serve.api.shapes import (
     DigestsIn,
     DigestsOut,
     NumberedChangeIn,
+    SimilarCell,
+    SimilarOut,
     UploadResult,
     Uploads,
 )
-from marrowscope.serve.problems import Problem, invalid
+from marrowscope.serve.problems import Problem, invalid, not_found
 from marrowscope.serve.service import Service
 from marrowscope.serve.store import casework, cellwork
 from marrowscope.serve.store.blobs import digest
@@ -278,3 +280,33 @@ def explanation(
         data = service.explainer.overlay(service.model_of(found), _pixels(service, found, cell), code)
         service.blobs.put_view(case, cell.sha256, f"occlusion-{code.lower()}", data)
     return Response(data, media_type="image/png", headers={"Cache-Control": "private, max-age=86400"})
+
+
+# ------------------------------------------------------------------------------------------------------ similar cells
+
+
+@router.get("/v1/cases/{case}/cells/{number}/similar", responses=errors(404, 409, 503))
+def similar(who: Reader, service: Has, case: CaseId, number: CellNumber) -> SimilarOut:
+    """The cells of the model's reference set whose features are most like this cell's.
+
+    404 where the model has no reference set; `/v1/models` says whether it has one.
+    """
+    found, cell = _found(service, case, number)
+    model = service.model_of(found)
+    if model.reference is None:
+        raise not_found(
+            f"reference set of the model {model.name!r}", "Make one with marrowscope serve reference, and start anew."
+        )
+    near = service.neighbours.of(model.classifier, model.reference, _pixels(service, found, cell))
+    return SimilarOut(
+        model=model.name,
+        cells=[
+            SimilarCell(
+                place=n.place,
+                code=n.code,
+                similarity=round(n.similarity, 4),
+                thumbnail=f"/v1/models/{model.sha256}/reference/{n.place}",
+            )
+            for n in near
+        ],
+    )

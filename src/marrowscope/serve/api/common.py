@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Depends, Path, Request
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
 from marrowscope.serve import auth
@@ -47,7 +48,7 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {s: {"content": body, "description": _MEANINGS[s]} for s in sorted(always | set(statuses))}
 
 
-def get_service(request: Request) -> Service:
+async def get_service(request: Request) -> Service:  # async: a plain function would be sent to another thread
     service: Service = request.app.state.service
     return service
 
@@ -55,13 +56,19 @@ def get_service(request: Request) -> Service:
 Has = Annotated[Service, Depends(get_service)]
 
 
-def identify(request: Request, service: Has) -> Person:
+async def identify(request: Request, service: Has) -> Person:
     """Who asks.
 
     Raises:
         Problem: 401 without a valid token where one is needed; 403 without the secret for changes; 429 after too many
             wrong tokens.
     """
+    if "authorization" in request.headers or auth.COOKIE in request.cookies:
+        return await run_in_threadpool(_look_up, request, service)  # the database may let us wait
+    return _anybody(service)
+
+
+def _look_up(request: Request, service: Service) -> Person:
     header = request.headers.get("authorization")
     cookie = request.cookies.get(auth.COOKIE)
     if header is not None:
@@ -76,6 +83,11 @@ def identify(request: Request, service: Has) -> Person:
             if request.method not in SAFE and not hmac.compare_digest(given.encode(), csrf.encode()):
                 raise Problem(403, "csrf", f"The header {auth.CSRF_HEADER} is missing or wrong; reload the page.")
             return auth.person(token)
+    return _anybody(service)
+
+
+def _anybody(service: Service) -> Person:
+    """Who comes without a token or a login."""
     if service.settings.needs_tokens:
         raise _unknown("Give a token: Authorization: Bearer mrw_..., or sign in on the page.")
     return auth.LOCAL
@@ -103,10 +115,10 @@ def _unknown(message: str) -> Problem:
     return Problem(401, "unauthorised", message, headers={"WWW-Authenticate": 'Bearer realm="marrowscope"'})
 
 
-def needs(role: Role) -> Callable[[Person], Person]:
+def needs(role: Role) -> Callable[[Person], Awaitable[Person]]:
     """A dependency: who asks, if they may do what this role may."""
 
-    def check(who: Annotated[Person, Depends(identify)]) -> Person:
+    async def check(who: Annotated[Person, Depends(identify)]) -> Person:
         if not who.may(role):
             raise Problem(403, "forbidden", f"This needs the role {role}; yours is {who.role}.")
         return who

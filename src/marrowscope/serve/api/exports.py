@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query, Response
 
 from marrowscope.serve.api.common import CaseId, Has, Reader, errors
-from marrowscope.serve.exporting import Writer, collect, to_csv, to_fhir, to_html, to_json
+from marrowscope.serve.exporting import Writer, to_csv, to_fhir, to_html, to_json
 from marrowscope.serve.exporting_pdf import to_pdf
 from marrowscope.serve.store import casework
 from marrowscope.serve.store.history import log
@@ -49,8 +49,7 @@ def export(
     with service.database.write() as db:
         found = casework.find(db, case)
         log(db, who, "export", case, after={"kind": kind, "names": names})
-    with service.database.read() as db:
-        content = collect(db, casework.find(db, case), who, names=names)
+    content = service.collected(case, who, names=names)
     name = f"case-{found.id[:8]}-r{found.revision}.{writer.suffix}"
     headers = {"Content-Disposition": f'attachment; filename="{name}"'}
     return Response(writer.write(content), media_type=writer.media_type, headers=headers)

@@ -68,6 +68,7 @@ class ModelOut(Shape):
     synthetic: bool = Field(description="trained on drawn cells: its answers say nothing about real ones")
     conformal_alpha: float | None = Field(description="share of conformal sets that may miss the truth; null: no sets")
     detects_ood: bool
+    reference_cells: int | None = Field(description="cells of its reference set; null: it has none")
     default: bool = Field(description="new cases take it unless told otherwise")
 
 
@@ -230,6 +231,25 @@ class CellOut(Shape):
     file_name: str | None = Field(description="only for who uploaded it")
 
 
+class SimilarCell(Shape):
+    """A cell of the model's reference set."""
+
+    place: int
+    code: Code
+    similarity: float = Field(description="cosine of the angle between the features, -1 to 1")
+    thumbnail: str = Field(description="where its picture is")
+
+
+class SimilarOut(Shape):
+    model_config = example(
+        model="marrow8",
+        cells=[{"place": 17, "code": "BLA", "similarity": 0.91, "thumbnail": f"/v1/models/{'0' * 64}/reference/17"}],
+    )
+
+    model: str
+    cells: list[SimilarCell] = Field(description="the nearest first")
+
+
 class Cells(Shape):
     total: int = Field(description="cells that fit the filter")
     case_version: int = Field(description="ask for changed_since this one next time")
@@ -283,6 +303,8 @@ class NumberedChangeIn(ChangeIn):
 
 
 class ChangesIn(Shape):
+    model_config = example(changes=[{"number": 7, "version": 1, "accept": True}])
+
     changes: list[NumberedChangeIn] = Field(min_length=1, max_length=1000)
 
 

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Path, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 from marrowscope.cells import CLASSES
 from marrowscope.serve import auth
-from marrowscope.serve.api.common import Has, Reader, by_token, errors, identify
+from marrowscope.serve.api.common import MOST_NUMBER, Has, Reader, by_token, errors, identify
 from marrowscope.serve.api.shapes import CellClassOut, Health, ModelOut, Models, Readiness, SessionOut, TokenIn
 from marrowscope.serve.models import Model
-from marrowscope.serve.problems import Problem
+from marrowscope.serve.problems import Problem, not_found
 from marrowscope.serve.service import Service
 from marrowscope.serve.store.casework import PROGRAM_VERSION
 from marrowscope.serve.store.history import Person
 from marrowscope.triage import conformal_entry
 
 router = APIRouter(tags=["system"])
+
+ModelDigest = Annotated[
+    str, Path(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the ONNX file", examples=["0" * 64])
+]
+Place = Annotated[int, Path(ge=0, le=MOST_NUMBER, description="place in the reference set", examples=[0])]
 
 
 @router.get("/healthz", responses=errors())
@@ -57,6 +62,21 @@ def models(who: Reader, service: Has) -> Models:
     )
 
 
+@router.get(
+    "/v1/models/{sha256}/reference/{place}",
+    response_class=Response,
+    responses={**errors(404), 200: {"content": {"image/webp": {}}, "description": "A picture without metadata."}},
+)
+def reference(who: Reader, service: Has, sha256: ModelDigest, place: Place) -> Response:
+    """The picture of a cell of a model's reference set."""
+    held = service.models.get(sha256)
+    data = None if held is None or held.reference is None else held.reference.thumbnail(place)
+    if data is None:
+        raise not_found("cell in a reference set of this model", "/v1/models says how many there are.")
+    headers = {"Cache-Control": "private, max-age=86400, immutable"}
+    return Response(data, media_type="image/webp", headers=headers)
+
+
 def _model(model: Model, *, default: bool) -> ModelOut:
     card = model.classifier.card
     sets = conformal_entry(card, model.classifier.alpha)
@@ -70,6 +90,7 @@ def _model(model: Model, *, default: bool) -> ModelOut:
         synthetic=card.training_data.synthetic,
         conformal_alpha=None if sets is None else sets.alpha,
         detects_ood=card.novelty is not None,
+        reference_cells=None if model.reference is None else len(model.reference),
         default=default,
     )
 

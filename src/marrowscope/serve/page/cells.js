@@ -40,6 +40,10 @@ export class CellBook {
     return moved;
   }
 
+  colour(code) {
+    return this.classes.get(code)?.colour ?? "transparent";
+  }
+
   name(code) {
     return this.classes.get(code)?.name ?? code;
   }

@@ -8,7 +8,7 @@ import { t } from "./text.js";
 const pause = (seconds) => new Promise((done) => setTimeout(done, 1000 * seconds));
 
 export class Changes {
-  // `room` gives caseId, book, me, took(cells), locked(), moved().
+  // `room` gives caseId, book, me, away, took(cells), undone(number), locked(), moved().
   constructor(room) {
     this.room = room;
     this.waiting = [];
@@ -19,6 +19,11 @@ export class Changes {
   // Whether a change of this cell is on its way.
   has(number) {
     return this.waiting.some((w) => w.number === number);
+  }
+
+  // Wait until everything is sent.
+  async sent() {
+    while (this.waiting.length) await pause(0.1);
   }
 
   add(number, change) {
@@ -38,8 +43,8 @@ export class Changes {
       const item = this.waiting[0];
       try {
         await this.send(item);
-        this.online();
         this.waiting.shift();
+        this.online();
         this.room.moved();
       } catch (error) {
         if (!(await this.failed(item, error))) break;
@@ -53,7 +58,7 @@ export class Changes {
     if (item.number === null) {
       const { cells } = await undo(caseId);
       this.room.took(cells);
-      say(t("said.undone", { number: cells[0].number }));
+      this.room.undone(cells[0].number);
       return;
     }
     const version = book.byNumber.get(item.number).version;
@@ -63,6 +68,11 @@ export class Changes {
 
   // Deal with an error; false where nothing more can be sent.
   async failed(item, error) {
+    if (error instanceof Offline && item.number === null) {
+      this.waiting.shift(); // it may have been done, and doing it again would take back one change more
+      banner(t("banner.undo"), { kind: "error", seconds: 8 });
+      return true;
+    }
     if (error instanceof Offline || [429, 503].includes(error.status)) {
       item.tried = true;
       this.offline = true;
@@ -100,9 +110,10 @@ export class Changes {
     this.room.took([cell]);
   }
 
+  // Say that all is well again, once nothing waits any more.
   online() {
-    if (!this.offline) return;
-    this.offline = false;
+    if (!this.offline || this.waiting.length) return;
+    this.offline = this.room.away = false; // one word of it is enough
     banner(t("banner.back"), { seconds: 4 });
   }
 }

@@ -1,7 +1,7 @@
 // Signing out, reopening, deleting, and the list of keys.
 
 import * as api from "./api.js";
-import { summaryTable } from "./counts.js";
+import { figures, leftOut, summaryTable } from "./counts.js";
 import { button, make, openDialog, replace } from "./dom.js";
 import { t } from "./text.js";
 
@@ -14,7 +14,10 @@ export async function signDialog(caseId, book) {
   const show = () => {
     const all = Object.values(summary.differential.left_out).reduce((a, b) => a + b, summary.differential.counted);
     const notes = [...summary.notes, ...summary.differential.warnings].map((n) => make("li", {}, n));
-    replace(body, make("p", {}, t("sign.text", { reviewed: summary.reviewed, unseen: all - summary.reviewed })), summaryTable(book, summary), make("ul.small", {}, ...notes));
+    replace(body,
+      make("p", {}, t("sign.text", { reviewed: summary.reviewed, unseen: all - summary.reviewed })),
+      make("p", { id: "sign-reviewed" }, t("count.reviewed", { n: summary.reviewed_nucleated, wanted: summary.wanted })),
+      figures(summary.differential), summaryTable(book, summary), leftOut(summary), make("ul.small", {}, ...notes));
   };
   show();
   await openDialog(t("sign.head"), (dialog) => {

@@ -23,6 +23,8 @@ function nextTheme() {
 
 async function askToken() {
   const token = make("input", { id: "token", type: "password", autocomplete: "current-password", required: true });
+  // Browsers and their keepers of passwords want a name beside a password.
+  const name = make("input", { type: "text", autocomplete: "username", value: "marrowscope", hidden: true, tabIndex: -1 });
   const said = make("p.error", { role: "alert" });
   const go = async (event) => {
     event.preventDefault();
@@ -34,7 +36,7 @@ async function askToken() {
     }
   };
   replace(app.main, make("form.new", { onsubmit: go }, make("h1", {}, t("token.head")), make("p", {}, t("token.text")),
-    make("label", { for: "token" }, t("token.label")), token, said, make("button.main", { type: "submit" }, t("token.go"))));
+    name, make("label", { for: "token" }, t("token.label")), token, said, make("button.main", { type: "submit" }, t("token.go"))));
   token.focus();
 }
 
@@ -49,7 +51,7 @@ async function begin() {
   await show();
 }
 
-async function show() {
+async function show({ moved = false } = {}) {
   if (app.session === null) return;
   app.room?.end();
   app.room = null;
@@ -67,7 +69,7 @@ async function show() {
     app.room = null;
     replace(app.main, make("p.error", { role: "alert" }, error.message), make("a", { href: "#/" }, t("room.back")));
   }
-  app.main.focus({ preventScroll: true });
+  if (moved && !app.main.contains(document.activeElement)) app.main.focus({ preventScroll: true });
 }
 
 await loadText();
@@ -83,7 +85,7 @@ document.querySelector(".skip").addEventListener("click", (event) => {
   event.preventDefault();
   app.main.focus();
 });
-window.addEventListener("hashchange", show);
+window.addEventListener("hashchange", () => show({ moved: true }));
 try {
   app.session = await api.getSession();
   await begin();

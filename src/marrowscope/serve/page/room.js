@@ -13,6 +13,7 @@ import { Wall, describe } from "./wall.js";
 
 const SLOW = 2500;
 const FAST = 600; // while cells wait for the model
+const ADJUST = 1500; // after the last change, adjusted counts are asked for: they take their time
 
 export class Room {
   // `app` gives session, models, classes, main.
@@ -33,13 +34,17 @@ export class Room {
     this.onkeyup = (event) => event.key === " " && this.spaced && event.preventDefault();
     document.addEventListener("keydown", this.onkey);
     document.addEventListener("keyup", this.onkeyup);
+    this.onleave = (event) => this.changes.waiting.length && event.preventDefault();
+    window.addEventListener("beforeunload", this.onleave);
     await this.poll();
   }
 
   end() {
     this.ended = true;
     clearTimeout(this.timer);
+    clearTimeout(this.adjusting);
     this.wall.close();
+    window.removeEventListener("beforeunload", this.onleave);
     document.removeEventListener("keydown", this.onkey);
     document.removeEventListener("keyup", this.onkeyup);
   }
@@ -52,18 +57,23 @@ export class Room {
     return this.case.model_loaded;
   }
 
+  // The case's model as the service describes it; undefined where it is not loaded.
+  get model() {
+    return this.app.models.find((m) => m.sha256 === this.case.model_sha256);
+  }
+
   // ------------------------------------------------------------------------------------------------------- building
 
   build() {
     this.counts.locked = this.isLocked;
     this.shown = make("span.shown", { id: "shown" });
-    const only = make("select", { id: "only", onchange: () => { this.only = only.value; this.arrange(); } });
+    const only = make("select", { id: "only", onchange: () => { this.only = only.value; this.sort(); } });
     this.onlyNode = only;
-    const unseen = make("input", { type: "checkbox", id: "unseen", checked: this.unseen, onchange: () => { this.unseen = unseen.checked; this.arrange(); } });
+    const unseen = make("input", { type: "checkbox", id: "unseen", checked: this.unseen, onchange: () => { this.unseen = unseen.checked; this.sort(); } });
     const bar = make("div.bar", {},
       make("label", { for: "only" }, t("wall.show")), only,
       make("label.check", {}, unseen, t("wall.open")),
-      button(t("wall.regroup"), () => this.arrange(), { "aria-keyshortcuts": "/", id: "regroup" }), this.shown);
+      button(t("wall.regroup"), () => this.sort(), { "aria-keyshortcuts": "/", id: "regroup" }), this.shown);
     this.empty = make("p.empty", { hidden: true });
     replace(this.app.main,
       this.head(),
@@ -127,12 +137,23 @@ export class Room {
       }
       pending = [...this.book.byNumber.values()].some((c) => c.status === "pending");
       await this.checkState(version);
+      this.reached(true);
     } catch (error) {
-      if (!(error instanceof api.Offline) && error.status !== 429) {
+      if (error instanceof api.Offline) this.reached(false);
+      else if (error.status !== 429) {
         banner(t("error.unknown", { message: error.message }), { kind: "error", seconds: 8 });
       }
     }
     if (!this.ended) this.timer = setTimeout(() => this.poll(), pending ? FAST : SLOW);
+  }
+
+  // Say so when the service goes away, and when it is back; waiting changes have words of their own.
+  reached(isThere) {
+    if (isThere === !this.away || this.ended) return;
+    this.away = !isThere;
+    if (this.changes.waiting.length) return;
+    if (isThere) banner(t("banner.again"), { seconds: 4 });
+    else banner(t("banner.away"), { kind: "error" });
   }
 
   pollSoon() {
@@ -158,12 +179,31 @@ export class Room {
   }
 
   async count() {
-    const summary = await api.getDifferential(this.caseId);
+    const summary = await api.getDifferential(this.caseId, false);
     if (this.ended || summary.case_version <= this.counted) return;
     this.counted = summary.case_version;
-    const focused = this.counts.node.contains(document.activeElement) ? document.activeElement.dataset.code : null;
-    this.counts.show(summary);
-    if (focused) this.counts.node.querySelector(`.key[data-code="${focused}"]`)?.focus();
+    this.withFocus(() => this.counts.show(summary));
+    clearTimeout(this.adjusting);
+    this.adjusting = setTimeout(() => this.adjust(), ADJUST);
+  }
+
+  async adjust() {
+    try {
+      const summary = await api.getDifferential(this.caseId);
+      if (!this.ended) this.withFocus(() => this.counts.adjust(summary));
+    } catch {
+      if (!this.ended) this.adjusting = setTimeout(() => this.adjust(), 4 * ADJUST);
+    }
+  }
+
+  // Draw the differential anew; what had the focus in it has it again.
+  withFocus(draw) {
+    const inside = this.counts.node.contains(document.activeElement);
+    const { code } = inside ? document.activeElement.dataset : {};
+    const part = inside && document.activeElement.matches("summary") ? document.activeElement.parentNode.className : null;
+    draw();
+    if (code) this.counts.node.querySelector(`.key[data-code="${code}"]`)?.focus();
+    else if (part) this.counts.node.querySelector(`details.${part} > summary`)?.focus();
   }
 
   // Cells as the service has them after a change of ours.
@@ -189,6 +229,12 @@ export class Room {
     this.detail.refresh(number);
   }
 
+  // Sort anew, and begin at the top.
+  sort() {
+    this.wall.restart();
+    this.arrange();
+  }
+
   arrange() {
     const groups = this.book.groups({ only: this.only, unseen: this.unseen });
     const shown = groups.reduce((n, g) => n + g.numbers.length, 0);
@@ -210,6 +256,12 @@ export class Room {
 
   closed() {
     this.wall.select(this.wall.current);
+  }
+
+  // Go back to the cell whose change was taken back, so that the right key can follow.
+  undone(number) {
+    say(t("said.undone", { number }));
+    this.wall.select(number, { focus: !this.detail.isOpen });
   }
 
   go(steps) {
@@ -260,7 +312,7 @@ export class Room {
       return true;
     }
     if (key === "?") return Boolean(helpDialog(this.book));
-    if (key === "/") return this.arrange() ?? true;
+    if (key === "/") return this.sort() ?? true;
     if (this.isLocked) return false;
     if (key === "z") return this.changes.undo() ?? true;
     if (key === "x") return this.act({ excluded: !this.book.byNumber.get(this.wall.current)?.excluded }) ?? true;
@@ -271,6 +323,7 @@ export class Room {
   }
 
   async sign() {
+    await this.changes.sent(); // what is signed is what the service has
     const signed = await signDialog(this.caseId, this.book);
     if (signed) this.become(signed);
   }

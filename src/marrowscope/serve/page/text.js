@@ -21,11 +21,19 @@ export function translate(root) {
 
 export const percent = (share) => `${(100 * share).toFixed(share > 0.9995 || share < 0.0995 ? 1 : 0)} %`;
 
-// A figure with its interval: "12.5 (10.1–15.2)".
-export function figure(f, digits = 1) {
-  if (f.value === null) return t("count.unknown");
+// The value of a figure: "12.5".
+export const value = (f, digits = 1) => (f.value === null ? t("count.unknown") : f.value.toFixed(digits));
+
+// Its interval: "10.1–15.2".
+export function interval(f, digits = 1) {
   const end = (v) => (v === null ? "∞" : v.toFixed(digits));
-  return f.low === null ? f.value.toFixed(digits) : `${f.value.toFixed(digits)} (${end(f.low)}–${end(f.high)})`;
+  return f.low === null ? "" : `${end(f.low)}–${end(f.high)}`;
+}
+
+// Both: "12.5 (10.1–15.2)".
+export function figure(f, digits = 1) {
+  if (f === null || f.value === null) return t("count.unknown");
+  return f.low === null ? value(f, digits) : `${value(f, digits)} (${interval(f, digits)})`;
 }
 
 export const moment = (iso) => new Date(iso).toLocaleString(document.documentElement.lang, { dateStyle: "medium", timeStyle: "short" });

@@ -8,11 +8,13 @@ const TILE = 104;
 const ROW = 132;
 const HEAD = 44;
 const AHEAD = 400; // pixels above and below what is in sight
+const SETTLED = 60; // milliseconds that a row must stay before its pictures are asked for
+const AGAIN = [1000, 2000, 4000, 8000]; // when a picture that did not come is asked for again
 
 export class Wall {
   // `choose(number)` is called when a cell is chosen, `open(number)` when it is to be seen large.
   constructor(caseId, book, { choose, open }) {
-    Object.assign(this, { caseId, book, choose, open, current: null, groups: [], rows: [], order: [], shown: new Map() });
+    Object.assign(this, { caseId, book, choose, open, current: null, picked: false, groups: [], rows: [], order: [], shown: new Map() });
     this.inside = make("div.wall-inside");
     this.node = make("div.wall", { role: "region", "aria-label": t("wall.head"), onscroll: () => this.drawSoon() }, this.inside);
     this.watching = new ResizeObserver(() => this.lay());
@@ -23,16 +25,22 @@ export class Wall {
 
   close() {
     this.watching.disconnect();
+    clearTimeout(this.loading);
   }
 
-  // Stand the cells in this order; the chosen one stays chosen.
+  // Stand the cells in this order; one that a person chose stays chosen.
   arrange(groups) {
     this.groups = groups;
     this.order = groups.flatMap((g) => g.numbers);
     this.place = new Map(this.order.map((n, i) => [n, i]));
-    if (this.current !== null && !this.place.has(this.current)) this.current = null;
-    if (this.current === null && this.order.length) this.current = this.order[0];
+    if (!this.picked || !this.place.has(this.current)) this.current = this.order[0] ?? null;
     this.lay(true);
+  }
+
+  // Forget which cell was chosen: the first one is, and in sight.
+  restart() {
+    this.picked = false;
+    this.node.scrollTop = 0;
   }
 
   // Work out rows from the width.
@@ -82,6 +90,13 @@ export class Wall {
       const next = [...this.shown.keys()].filter((i) => i > index).sort((a, b) => a - b)[0];
       this.inside.insertBefore(node, next === undefined ? null : this.shown.get(next)); // reading order is screen order
     }
+    clearTimeout(this.loading);
+    this.loading = setTimeout(() => this.load(), SETTLED);
+  }
+
+  // Ask for the pictures of the rows that stand still; those that only flew past are never asked for.
+  load() {
+    for (const image of this.inside.querySelectorAll("img:not([src])")) image.src = image.dataset.src;
   }
 
   firstBelow(y) {
@@ -113,22 +128,27 @@ export class Wall {
     return node;
   }
 
+  // The element of a cell.
   tile(number) {
+    const image = make("img", { alt: "", width: 92, height: 92, decoding: "async", dataset: { src: cellUrl(this.caseId, number, "thumbnail") } });
+    let tries = 0;
+    image.addEventListener("error", () => {
+      if (tries < AGAIN.length) setTimeout(() => image.isConnected && (image.src = `${image.dataset.src}?again=${tries}`), AGAIN[tries++]);
+    });
+    const node = make("button.tile", { type: "button", dataset: { number } }, image, make("span.tag", { "aria-hidden": "true" }));
+    return this.dress(node, number);
+  }
+
+  // Bring a tile up to date. It stays the same element, for it may have the focus or a finger on it.
+  dress(node, number) {
     const cell = this.book.byNumber.get(number);
-    const code = cell.label ?? cell.predicted;
-    const image = make("img", { src: cellUrl(this.caseId, number, "thumbnail"), alt: "", width: 92, height: 92, decoding: "async" });
-    const node = make(
-      "button.tile",
-      {
-        type: "button",
-        tabIndex: number === this.current ? 0 : -1,
-        "aria-label": t("cell.label", { number, what: describe(this.book, cell) }),
-        "aria-current": number === this.current ? "true" : null,
-        dataset: { number, state: cell.excluded ? "excluded" : cell.label !== null ? "seen" : cell.status },
-      },
-      image,
-      make("span.tag", { "aria-hidden": "true" }, this.swatch(code), this.caption(cell)),
-    );
+    const chosen = number === this.current;
+    node.tabIndex = chosen ? 0 : -1;
+    node.setAttribute("aria-label", t("cell.label", { number, what: describe(this.book, cell) }));
+    if (chosen) node.setAttribute("aria-current", "true");
+    else node.removeAttribute("aria-current");
+    node.dataset.state = cell.excluded ? "excluded" : cell.label !== null ? "seen" : cell.status;
+    replace(node.querySelector(".tag"), this.swatch(cell.label ?? cell.predicted), this.caption(cell));
     return node;
   }
 
@@ -141,12 +161,8 @@ export class Wall {
 
   // Draw one cell anew where it is in sight.
   refresh(number) {
-    const old = this.find(number);
-    if (!old) return;
-    const node = this.tile(number);
-    const focused = old === document.activeElement;
-    old.replaceWith(node);
-    if (focused) node.focus({ preventScroll: true });
+    const node = this.find(number);
+    if (node) this.dress(node, number);
   }
 
   find(number) {
@@ -158,6 +174,7 @@ export class Wall {
     if (number === null || !this.place?.has(number)) return;
     const before = this.current;
     this.current = number;
+    this.picked = true;
     if (before !== null && before !== number) this.refresh(before);
     const row = this.rows[this.rowOf.get(number)];
     const { scrollTop, clientHeight } = this.node;

@@ -110,12 +110,12 @@ def sign(
     Args:
         case: Locked and open.
         version: The version that the signer has seen.
-        summary: The differential that is signed.
+        summary: The differential that is signed (`counting.CaseDifferential`).
 
     Raises:
         Problem: 409 where the case has changed since, has no cell, or the model has not answered for all of them.
     """
-    if case.version != version:
+    if not case.version == version == summary["case_version"]:
         raise conflict(
             f"The case has changed since you looked at it (version {version}, now {case.version}). "
             "Look at the differential again, then sign.",
