@@ -102,6 +102,17 @@ def test_planted_strangers_are_found_and_auroc_is_scikit_learns() -> None:
 STORED = (0.789674, 1.392238, 0.776290)
 
 
+def test_stored_values_of_the_other_scores() -> None:
+    train, val = (_cells(np.random.default_rng(s), n) for s, n in ((3, 600), (4, 3)))
+    relative = novelty.relative_mahalanobis(fit_statistics(*train), val[0])
+    assert relative == pytest.approx(RELATIVE, abs=1e-3)
+    assert novelty.nearest_neighbour(train[0], val[0], 5) == pytest.approx(NEIGHBOUR, abs=1e-4)
+
+
+RELATIVE = (-0.172901, -1.070876, -1.806546)
+NEIGHBOUR = (0.910937, 0.823770, 0.922424)
+
+
 def test_order_of_cells_and_classes_and_duplicates_do_not_matter() -> None:
     rng = np.random.default_rng(3)
     x, y = _cells(rng, 500)

@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -29,6 +29,14 @@ from marrowscope.train import train
 from marrowscope.train.checkpoint import load_state, save_tensors
 
 MakeRecipe = Callable[..., Recipe]
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C as at a terminal: a shell starts what runs in its background with the signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def _weights(run: Path) -> dict[str, torch.Tensor]:
@@ -134,6 +142,7 @@ def test_a_time_limit_stops_at_a_checkpoint_and_resuming_ends_alike(
     assert _same(_weights(out), _weights(tiny_run))
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_stops_at_a_checkpoint(
     tiny_run: Path, tiny_recipe: MakeRecipe, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +165,7 @@ def test_ctrl_c_stops_at_a_checkpoint(
     assert _same(_weights(out), _weights(tiny_run))
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("where", ["in a step", "while a checkpoint is written"])
 def test_ctrl_c_twice_ends_at_once_and_overwrites_nothing(
     tiny_run: Path,
