@@ -169,8 +169,10 @@ def holds(page: Any, condition: str) -> None:
     raise AssertionError(f"did not come true: {condition}")
 
 
-ANSWERED = "!document.querySelector('.group[data-group=pending]') && document.querySelector('.tile') !== null"
-"""JavaScript: the wall has cells, and none that waits."""
+def wall_has(page: Any, cells: int) -> None:
+    """Wait until the wall has so many cells, and none that waits for the model."""
+    page.locator("#shown", has_text=f"{cells} of {cells} cells").wait_for()
+    holds(page, "!document.querySelector('.group[data-group=pending]')")
 
 
 def new_case(page: Any, name: str) -> str:

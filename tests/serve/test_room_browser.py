@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 from browsing import (
-    ANSWERED,
     Site,
     Visits,
     answered,
@@ -27,6 +26,7 @@ from browsing import (
     new_case,
     open_site,
     visits,
+    wall_has,
 )
 from rooms import picture, until
 from statsmodels.stats.proportion import multinomial_proportions_confint, proportion_confint
@@ -115,8 +115,7 @@ def _whole_case(site: Site, visits: Visits, smear: Path, codes: tuple[str, ...])
     page.locator(".drop-status", has_text="300 added, 0 there already, 0 refused").wait_for()
     client = site.client()
     answered(client, case, 300)
-    page.locator("#shown", has_text="300 of 300 cells").wait_for()
-    holds(page, ANSWERED)
+    wall_has(page, 300)
 
     page.keyboard.press("/")
     page.locator(".tile").first.focus()
@@ -228,8 +227,7 @@ def test_two_reviewers_at_once(open_site: Callable[..., Site], visits: Visits, f
     ben = visits.open(site, "ben")
     ben.click(f"a[href='#/case/{case}']")
     for page in (anna, ben):
-        page.locator("#shown", has_text="60 of 60 cells").wait_for()
-        holds(page, ANSWERED)
+        wall_has(page, 60)
         page.keyboard.press("/")
 
     # Each sees what the other has done, without loading the page anew.
@@ -288,7 +286,7 @@ def test_a_server_that_is_stopped_and_started_in_the_middle_loses_nothing(
     case = new_case(page, "Interrupted")
     drop(page, few)
     answered(site.client(), case, 60)
-    holds(page, ANSWERED)
+    wall_has(page, 60)
     page.keyboard.press("/")
     page.locator(".tile").first.focus()
     given = _relabel(page, ("EOS", "NGS"), 3)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 from browsing import (
-    ANSWERED,
     TABLET,
     WIDE,
     Site,
@@ -26,6 +25,7 @@ from browsing import (
     new_case,
     open_site,
     visits,
+    wall_has,
 )
 from PIL import Image
 from rooms import picture, until, write_trusting_model
@@ -159,7 +159,7 @@ def _filled(site: Site, page: Any, smear: Path) -> str:
     drop(page, smear)
     answered(site.client(), case, 40)
     page.locator(".drop-status", has_text="40 added, 0 there already, 1 refused").wait_for()
-    holds(page, ANSWERED)
+    wall_has(page, 40)
     page.keyboard.press("/")
     return case
 
@@ -178,6 +178,10 @@ def test_a_cell_is_shown_with_all_that_is_known_of_it(
     tile.click()
     cell = site.client().get(f"/v1/cases/{case}/cells/{number}").json()
     dialog = page.locator("dialog[open]")
+    button = dialog.locator("[data-act=explain]")
+    place = button.bounding_box()
+    dialog.locator(".similar li").nth(7).wait_for()
+    assert button.bounding_box() == place, "what comes later moves nothing away from under a click"
     assert dialog.locator("h2").inner_text() == f"Cell {number}"
     assert page.evaluate("document.querySelector('dialog .frame img').decode().then(() => true)")
     rows = dialog.locator(".bars tr").all()
@@ -197,7 +201,6 @@ def test_a_cell_is_shown_with_all_that_is_known_of_it(
     page.click("[data-act=explain]")
     page.locator(".heat").wait_for(state="detached")
 
-    dialog.locator(".similar li").nth(7).wait_for()
     near = site.client().get(f"/v1/cases/{case}/cells/{number}/similar").json()["cells"]
     said = [item.inner_text().split() for item in dialog.locator(".similar li").all()]
     assert said == [[n["code"], f"{n['similarity']:.2f}"] for n in near]
@@ -292,13 +295,47 @@ def test_everything_can_be_done_from_the_keyboard(
     holds(page, f"document.querySelector('.tile[aria-current=true]').dataset.number === '{second}'")
 
 
+def test_no_key_names_a_cell_that_nobody_picked(
+    open_site: Callable[..., Site], visits: Visits, full_model: Path, smear: Path
+) -> None:
+    """While cells arrive another one may come to stand first: a key meant for one must not name the other."""
+    site = open_site(full_model)
+    page = visits.open(site)
+    case = new_case(page, "Arriving")
+    drop(page, smear)
+    answered(site.client(), case, 40)
+    wall_has(page, 40)
+
+    def labelled() -> dict[int, str]:
+        return {c["number"]: c["label"] for c in cells_of(site.client(), case) if c["label"] is not None}
+
+    first = chosen(page)
+    page.keyboard.press(key_of(page, "EOS"))
+    holds(page, f"document.activeElement.dataset.number === '{first}'")
+    assert labelled() == {}, "the first key only picked the cell"
+    page.keyboard.press(key_of(page, "EOS"))
+    until(lambda: labelled() == {first: "EOS"})
+
+    # Picked by the focus, or by sorting anew, a cell stays the chosen one though others come to stand before it.
+    for by_focus in (True, False):
+        page = visits.open(site, path=f"/#/case/{case}")
+        wall_has(page, (before := len(cells_of(site.client(), case))))
+        page.locator(".tile").first.focus() if by_focus else page.keyboard.press("/")
+        number = chosen(page)
+        more = [("files", (f"more {i}.png", picture(1000 + i, 96), "image/png")) for i in range(before, before + 20)]
+        assert site.client().post(f"/v1/cases/{case}/cells", files=more).is_success
+        answered(site.client(), case, before + 20)
+        wall_has(page, before + 20)
+        assert chosen(page) == number
+
+
 def test_it_works_on_a_tablet(open_site: Callable[..., Site], visits: Visits, full_model: Path, smear: Path) -> None:
     site = open_site(full_model)
     page = visits.open(site, viewport=TABLET, has_touch=True, is_mobile=True)
     case = new_case(page, "On a tablet")
     page.locator(".drop input[type=file]").first.set_input_files(sorted(smear.glob("cell_*.png")))
     answered(site.client(), case, 40)
-    holds(page, ANSWERED)
+    wall_has(page, 40)
     assert page.evaluate("document.documentElement.scrollWidth") <= TABLET["width"]
     page.tap("#regroup")
     page.locator(".tile").nth(3).tap()

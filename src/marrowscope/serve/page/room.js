@@ -231,14 +231,14 @@ export class Room {
 
   // Sort anew, and begin at the top.
   sort() {
-    this.wall.restart();
-    this.arrange();
+    this.arrange(true);
   }
 
-  arrange() {
+  arrange(restart = false) {
     const groups = this.book.groups({ only: this.only, unseen: this.unseen });
     const shown = groups.reduce((n, g) => n + g.numbers.length, 0);
-    this.wall.arrange(groups);
+    if (restart) this.wall.restart(groups);
+    else this.wall.arrange(groups);
     this.fillChoices();
     const total = this.book.byNumber.size;
     this.shown.textContent = t("wall.count", { shown, total });
@@ -272,10 +272,12 @@ export class Room {
     this.act({ label: code }, further);
   }
 
-  // Change the chosen cell, and go on to the next.
+  // Change the chosen cell, and go on to the next. Where nobody picked one yet the first key only picks it: which cell stands
+  // first may change as cells arrive, and no cell gets a name that was meant for another.
   act(change, further = false) {
     const number = this.wall.current;
     if (number === null || this.isLocked) return;
+    if (!this.wall.picked) return this.wall.select(number, { focus: !this.detail.isOpen });
     const cell = this.book.byNumber.get(number);
     if (change.accept && !cell.predicted) return;
     const label = change.accept ? cell.predicted : change.label;

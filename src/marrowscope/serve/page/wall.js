@@ -28,19 +28,23 @@ export class Wall {
     clearTimeout(this.loading);
   }
 
-  // Stand the cells in this order; one that a person chose stays chosen.
+  // Stand the cells in this order. A cell that a person picked stays the chosen one; until then it is the first, whichever
+  // that is while cells still arrive.
   arrange(groups) {
     this.groups = groups;
     this.order = groups.flatMap((g) => g.numbers);
     this.place = new Map(this.order.map((n, i) => [n, i]));
-    if (!this.picked || !this.place.has(this.current)) this.current = this.order[0] ?? null;
+    this.picked &&= this.place.has(this.current);
+    if (!this.picked) this.current = this.order[0] ?? null;
     this.lay(true);
   }
 
-  // Forget which cell was chosen: the first one is, and in sight.
-  restart() {
+  // Stand the cells in this order and pick the first, in sight.
+  restart(groups) {
     this.picked = false;
     this.node.scrollTop = 0;
+    this.arrange(groups);
+    this.picked = this.current !== null;
   }
 
   // Work out rows from the width.
@@ -215,6 +219,7 @@ export class Wall {
   focused(event) {
     const number = Number(event.target.closest(".tile")?.dataset.number);
     if (number && number !== this.current) this.select(number);
+    else if (number) this.picked = true;
   }
 }
 
