@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
-from marrowscope.cluster.listing import list_sources
+from marrowscope.cluster.listing import Listing, list_sources
 from marrowscope.cluster.packages import arrow, ray
 from marrowscope.cluster.stores import Folder, first_line
 from marrowscope.cluster.target import Manifest, check, open_target, summary_of
@@ -100,37 +100,44 @@ def predict_cluster(
     with _connected(address):
         with _workspace() as workspace:
             listing = list_sources(sources, workspace / "listing.parquet", stdin)
+            hashes = [sha256_file(f) for f in files]
             manifest, done = open_target(
-                folder,
-                listing,
-                predictor.identity,
-                [sha256_file(f) for f in files],
-                part_images=part_images,
-                resume=resume,
+                folder, listing, predictor.identity, hashes, part_images=part_images, resume=resume
             )
         resumed = sum(manifest.rows_of(part) for part in done)
         missing = [part for part in range(manifest.parts) if part not in done]
         if missing:
-            job = Job(
-                target=folder.absolute(),
-                manifest=manifest,
-                blobs=_shipped(files),
-                views=views,
-                alpha=alpha,
-                accuracy=accuracy,
-                device=device,
-                threads=_THREADS,
-                readers=_READERS,
-                batch_size=batch_size,
-                here=str(Path.cwd()),
-                witness=listing.witness,
-                attempts=ray().remote(Attempts).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote(),
-            )
+            settings = _Settings(views, alpha, accuracy, device, batch_size)
             report = _Report(manifest.images, resumed, progress)
-            for answer in _answers(job, missing):
+            for answer in _answers(_job(folder, manifest, listing, files, settings), missing):
                 report(answer)
     ok, failed = _finish(folder, manifest)
     return Summary(manifest.images, ok, failed, time.perf_counter() - start, resumed)
+
+
+class _Settings(NamedTuple):
+    """How each worker predicts, as `infer.load_predictor` takes it."""
+
+    views: int
+    alpha: float | None
+    accuracy: float | None
+    device: str
+    batch_size: int
+
+
+def _job(folder: Folder, manifest: Manifest, listing: Listing, files: Sequence[Path], settings: _Settings) -> Job:
+    """What each worker is told."""
+    return Job(
+        target=folder.absolute(),
+        manifest=manifest,
+        blobs=_shipped(files),
+        threads=_THREADS,
+        readers=_READERS,
+        here=str(Path.cwd()),
+        witness=listing.witness,
+        attempts=ray().remote(Attempts).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote(),
+        **settings._asdict(),
+    )
 
 
 @dataclass

@@ -24,7 +24,7 @@ class Journal:
             with self.path.open(encoding="ascii") as f:
                 self._read(f)
         except (FileNotFoundError, UnicodeDecodeError):
-            pass
+            pass  # none yet, or damaged from some line on: what is not known is read from the images again
         except OSError as e:
             raise self._error(e) from None
 

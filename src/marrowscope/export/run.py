@@ -119,14 +119,7 @@ def export_onnx(
     with atomic_path(output) as temporary, tempfile.TemporaryDirectory() as folder:
         exact = temporary if validation is None else Path(folder) / "fp32.onnx"
         write_onnx(_scored(proto, fitted), card, exact)
-        difference, score = _max_differences(fitted, exact, samples)
-        if not difference < TOLERANCE or not (score or 0.0) < SCORE_TOLERANCE:
-            raise ModelError(
-                f"The ONNX file of {run} would differ from its checkpoint by {difference:.2g} in a probability "
-                f"(allowed: below {TOLERANCE:g}, on {len(samples)} pictures)"
-                + ("" if score is None else f" and {score:.2g} in an ood_score (below {SCORE_TOLERANCE:g})")
-                + ". Nothing was written."
-            )
+        difference, score = _gate(run, fitted, exact, samples)
         if validation is None:
             return Parity(len(samples), real, difference, score_difference=score, note=note)
         work = _Work(proto, fitted, card, exact, temporary, validation)
@@ -134,6 +127,23 @@ def export_onnx(
         speed = speed_ratio(exact, temporary, samples)
         size = temporary.stat().st_size / exact.stat().st_size
         return replace(parity, speed=speed, size=size, score_difference=score, note=note)
+
+
+def _gate(run: Path, fitted: Fitted, exact: Path, samples: Pixels) -> tuple[float, float | None]:
+    """Largest differences of the fp32 file from its checkpoint: of a probability, and of an ood_score where it has one.
+
+    Raises:
+        ModelError: One of them is not below what is allowed.
+    """
+    difference, score = _max_differences(fitted, exact, samples)
+    if not difference < TOLERANCE or not (score or 0.0) < SCORE_TOLERANCE:
+        raise ModelError(
+            f"The ONNX file of {run} would differ from its checkpoint by {difference:.2g} in a probability "
+            f"(allowed: below {TOLERANCE:g}, on {len(samples)} pictures)"
+            + ("" if score is None else f" and {score:.2g} in an ood_score (below {SCORE_TOLERANCE:g})")
+            + ". Nothing was written."
+        )
+    return difference, score
 
 
 def _fitted(run: Path, data: Path | None, progress: Progress | None) -> tuple[Fitted, str]:
