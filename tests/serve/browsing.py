@@ -175,6 +175,11 @@ def wall_has(page: Any, cells: int) -> None:
     holds(page, "!document.querySelector('.group[data-group=pending]')")
 
 
+def saved(page: Any) -> None:
+    """Wait until the page knows that the service has all changes: until then it would ask before it is left."""
+    holds(page, "window.dispatchEvent(new Event('beforeunload', {cancelable: true}))")
+
+
 def new_case(page: Any, name: str) -> str:
     """Start a case by the form; its id."""
     page.fill("#new-name", name)

@@ -25,6 +25,7 @@ from browsing import (
     key_of,
     new_case,
     open_site,
+    saved,
     visits,
     wall_has,
 )
@@ -135,6 +136,7 @@ def _whole_case(site: Site, visits: Visits, smear: Path, codes: tuple[str, ...])
     given[accepted] = cells[accepted]["predicted"]
     until(lambda: _labels(client, case) == given)
 
+    saved(page)
     page.reload()
     page.locator("#shown", has_text="300 of 300 cells").wait_for()
     reviewed = sum(BY_CODE[c].nucleated for c in given.values())
@@ -271,7 +273,7 @@ def test_two_reviewers_at_once(open_site: Callable[..., Site], visits: Visits, f
     anna.click("#sign")
     anna.click("#sign-go")
     ben.locator(".signed", has_text="Signed by anna").wait_for()
-    assert ben.locator(".counts .key").first.is_disabled()
+    ben.locator(".counts .key:disabled").first.wait_for()
     rita = visits.open(site, "rita", path=f"/#/case/{case}")
     rita.locator("#shown", has_text="60 of 60 cells").wait_for()
     assert rita.locator("#sign, #undo, .drop").count() == 0

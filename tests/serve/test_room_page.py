@@ -326,13 +326,13 @@ def test_no_key_names_a_cell_that_nobody_picked(
         assert number == first
         while first == number:  # until another one stands first
             more = [
-                ("files", (f"more {i}.png", picture(1000 + i, 96), "image/png")) for i in range(before, before + 20)
+                ("files", (f"more {i}.png", picture(1000 + i, 96), "image/png")) for i in range(before, before + 50)
             ]
             assert site.client().post(f"/v1/cases/{case}/cells", files=more).is_success
-            before += 20
+            before += 50
             answered(site.client(), case, before)
             wall_has(page, before)
-            assert before < 300, "none of so many came to stand first"
+            assert before < 500, "none of so many came to stand first"
             first = int(page.locator(".tile").first.get_attribute("data-number"))
         assert chosen(page) == number
 
@@ -350,16 +350,18 @@ def test_it_works_on_a_tablet(open_site: Callable[..., Site], visits: Visits, fu
     number = chosen(page)
     dialog = page.locator("dialog[open]")
     dialog.locator("h2", has_text=f"Cell {number}").wait_for()
-    box = dialog.bounding_box()
-    assert box["x"] >= 0
-    assert box["x"] + box["width"] <= TABLET["width"]
+    box = dialog.evaluate("d => d.getBoundingClientRect()")
+    assert box["left"] >= 0
+    assert box["right"] <= TABLET["width"]
     dialog.locator(".keys .key[data-code=EOS]").tap()
     until(lambda: site.client().get(f"/v1/cases/{case}/cells/{number}").json()["label"] == "EOS")
     assert chosen(page) != number, "it goes on to the next cell"
     dialog.locator(".close").tap()
-    for key in page.locator(".counts table .key").all():
-        box = key.bounding_box()
-        assert box["height"] >= 24, "large enough for a finger (WCAG 2.2, 2.5.8)"
+    heights = page.eval_on_selector_all(
+        ".counts table .key", "keys => keys.map((k) => k.getBoundingClientRect().height)"
+    )
+    assert len(heights) >= len(CODES)
+    assert min(heights) >= 24, "large enough for a finger (WCAG 2.2, 2.5.8)"
 
 
 @pytest.mark.parametrize("size", [WIDE, TABLET], ids=["1280", "tablet"])

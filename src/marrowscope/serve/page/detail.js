@@ -57,7 +57,7 @@ export class Detail {
   }
 
   picture(cell) {
-    const image = make("img", { src: cellUrl(this.room.caseId, cell.number, "picture"), alt: t("detail.picture", { number: cell.number }) });
+    const image = make("img", { src: cellUrl(this.room.caseId, cell.number, "picture"), alt: t("detail.picture", { number: cell.number }), width: cell.width, height: cell.height });
     const frame = make("div.frame", {}, image);
     const said = make("p.explained", { role: "status" });
     const name = this.room.book.name(cell.predicted);
