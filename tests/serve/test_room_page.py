@@ -357,8 +357,8 @@ def test_it_works_on_a_tablet(open_site: Callable[..., Site], visits: Visits, fu
     until(lambda: site.client().get(f"/v1/cases/{case}/cells/{number}").json()["label"] == "EOS")
     assert chosen(page) != number, "it goes on to the next cell"
     dialog.locator(".close").tap()
-    heights = page.eval_on_selector_all(
-        ".counts table .key", "keys => keys.map((k) => k.getBoundingClientRect().height)"
+    heights = page.evaluate(  # in one step: the table is drawn anew with every change
+        "[...document.querySelectorAll('.counts table .key')].map((k) => k.getBoundingClientRect().height)"
     )
     assert len(heights) >= len(CODES)
     assert min(heights) >= 24, "large enough for a finger (WCAG 2.2, 2.5.8)"
