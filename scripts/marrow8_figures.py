@@ -3,15 +3,17 @@
     python scripts/marrow8_figures.py RUN [RUN ...] [--data DATA]
 
 For each run: the headline figures, the seven classes without ART (with ART still a possible answer, and as a question
-of seven classes, where ART's probability is left out), and a row a class. With `--data`, and where `marrowscope predict
-RUN/model.onnx DATA -o RUN/all.csv` was run, the largest difference of a probability between the checkpoint's answers
-and the ONNX file's on the test cells.
+of seven classes, where ART's probability is left out), and a row a class. Of several runs, mean and standard deviation
+of these figures: give the same recipe under several seeds, and they say how far a seed moves them. With `--data`, and
+where `marrowscope predict RUN/model.onnx DATA -o RUN/all.csv` was run, the largest difference of a probability between
+the checkpoint's answers and the ONNX file's on the test cells.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from sklearn.metrics import f1_score
@@ -22,14 +24,27 @@ from marrowscope.schema import Card, Evaluation, Predictions, read_metrics
 HEADLINE = ("accuracy", "macro_f1", "tolerant_accuracy", "top2_accuracy", "macro_auroc")
 
 
+class WithoutArt(NamedTuple):
+    """Cells of the seven classes without ART: their number, right answers out of all classes and out of seven, and the
+    macro F1 of the latter."""
+
+    n: int
+    of_eight: int
+    of_seven: int
+    macro_f1: float
+
+    def __str__(self) -> str:
+        return f"{share(self.of_eight, self.n)} | {share(self.of_seven, self.n)} | {self.macro_f1:.3f}"
+
+
 def share(hits: int, n: int) -> str:
     """Hits of n, with Wilson's interval."""
     low, high = wilson_interval(hits, n)
     return f"{hits}/{n} = {hits / n:.3f} ({low:.3f}–{high:.3f})"
 
 
-def without_art(table: Predictions) -> tuple[str, str, str]:
-    """Test cells of the other classes: right answers out of all classes, out of seven, and macro F1 out of seven."""
+def without_art(table: Predictions) -> WithoutArt:
+    """The cells of a table that are not artefacts."""
     assert table.truth is not None
     kept = np.array([t != "ART" for t in table.truth])
     codes = np.array(table.codes)
@@ -38,8 +53,7 @@ def without_art(table: Predictions) -> tuple[str, str, str]:
     seven = codes != "ART"
     of_eight, of_seven = codes[probs_NC.argmax(1)], codes[seven][probs_NC[:, seven].argmax(1)]
     macro = f1_score(truth, of_seven, average="macro", labels=codes[seven])
-    n = len(truth)
-    return share(int((of_eight == truth).sum()), n), share(int((of_seven == truth).sum()), n), f"{macro:.3f}"
+    return WithoutArt(len(truth), int((of_eight == truth).sum()), int((of_seven == truth).sum()), float(macro))
 
 
 def headline(run: Path) -> str:
@@ -50,8 +64,24 @@ def headline(run: Path) -> str:
     figures = " | ".join(str(found.figures[name]) for name in HEADLINE if name in found.figures)
     return (
         f"| {card.name} | {card.architecture} | {card.preprocessing.size} px | {card.epochs} epochs, {minutes:.0f} min"
-        f" | {figures} | {' | '.join(without_art(table))} |"
+        f" | {figures} | {without_art(table)} |"
     )
+
+
+def spread(runs: list[Path]) -> list[str]:
+    """Mean and sample standard deviation over runs."""
+    values: dict[str, list[float]] = {}
+    for run in runs:
+        found, seven = Evaluation.read(run / "evaluation.json"), without_art(Predictions.read(run / "predictions.csv"))
+        for name in HEADLINE:
+            if name in found.figures:
+                values.setdefault(name, []).append(found.figures[name].value)
+        values.setdefault("seven, of eight", []).append(seven.of_eight / seven.n)
+        values.setdefault("seven, of seven", []).append(seven.of_seven / seven.n)
+        values.setdefault("its macro F1", []).append(seven.macro_f1)
+    return [
+        f"| {k} | {np.mean(v):.4f} | {np.std(v, ddof=1):.4f} | {min(v):.4f}–{max(v):.4f} |" for k, v in values.items()
+    ]
 
 
 def classes(runs: list[Path]) -> list[str]:
@@ -85,6 +115,9 @@ def main() -> None:
     print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
     print("\n".join(headline(run) for run in options.runs))
     print("\n" + "\n".join(classes(options.runs)))
+    if len(options.runs) > 1:
+        print(f"\n| of {len(options.runs)} runs | mean | standard deviation | range |\n|---|---|---|---|")
+        print("\n".join(spread(options.runs)))
     for run in options.runs:
         if options.data is not None and (run / "all.csv").exists():
             print(served(run, options.data))
