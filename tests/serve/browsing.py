@@ -212,6 +212,15 @@ def answered(client: httpx.Client, case: str, cells: int, seconds: float = 120.0
     until(done, seconds)
 
 
+def filled(site: Site, page: Any, name: str, smear: Path, cells: int) -> str:
+    """Start a case, drop a folder of so many cells on it, and wait until the wall shows the answers; its id."""
+    case = new_case(page, name)
+    drop(page, smear)
+    answered(site.client(), case, cells)
+    wall_has(page, cells)
+    return case
+
+
 def cells_of(client: httpx.Client, case: str) -> list[dict[str, Any]]:
     """All cells of a case, by number."""
     out: list[dict[str, Any]] = []

@@ -21,6 +21,7 @@ from browsing import (
     cells_of,
     chosen,
     drop,
+    filled,
     holds,
     key_of,
     new_case,
@@ -285,10 +286,7 @@ def test_a_server_that_is_stopped_and_started_in_the_middle_loses_nothing(
     visits.allow(*GONE)
     site = open_site(full_model)
     page = visits.open(site)
-    case = new_case(page, "Interrupted")
-    drop(page, few)
-    answered(site.client(), case, 60)
-    wall_has(page, 60)
+    case = filled(site, page, "Interrupted", few, 60)
     page.keyboard.press("/")
     page.locator(".tile").first.focus()
     given = _relabel(page, ("EOS", "NGS"), 3)

@@ -64,9 +64,11 @@ export class Wall {
     }
     this.rowOf = new Map(this.rows.flatMap((row, r) => (row.numbers ?? []).map((n) => [n, r])));
     this.inside.style.height = `${top}px`;
+    const held = this.inside.contains(document.activeElement) ? Number(document.activeElement.dataset.number) : null;
     this.shown.clear();
     replace(this.inside);
-    this.draw();
+    this.draw(held);
+    this.find(held)?.focus({ preventScroll: true }); // the tiles are new: the keyboard stays with its cell
   }
 
   drawSoon() {
@@ -76,12 +78,14 @@ export class Wall {
     });
   }
 
-  draw() {
+  // Draw the rows in sight, and the one of the cell `held`, wherever it is.
+  draw(held = null) {
     const from = this.node.scrollTop - AHEAD;
     const to = this.node.scrollTop + this.node.clientHeight + AHEAD;
     let r = this.firstBelow(from);
     const wanted = new Set();
     for (; r < this.rows.length && this.rows[r].top < to; r++) wanted.add(r);
+    if (this.rowOf?.has(held)) wanted.add(this.rowOf.get(held));
     for (const [index, node] of this.shown) {
       if (wanted.has(index) || node.contains(document.activeElement)) continue;
       node.remove();
