@@ -4,9 +4,9 @@
 
 For each run: the headline figures, the seven classes without ART (with ART still a possible answer, and as a question
 of seven classes, where ART's probability is left out), and a row a class. Of several runs, mean and standard deviation
-of these figures: give the same recipe under several seeds, and they say how far a seed moves them. With `--data`, and
-where `marrowscope predict RUN/model.onnx DATA -o RUN/all.csv` was run, the largest difference of a probability between
-the checkpoint's answers and the ONNX file's on the test cells.
+of these figures: give the same recipe under several seeds, and they say how far a seed moves them; and how many cells
+all of them name wrong. With `--data`, and where `marrowscope predict RUN/model.onnx DATA -o RUN/all.csv` was run, the
+largest difference of a probability between the checkpoint's answers and the ONNX file's on the test cells.
 """
 
 from __future__ import annotations
@@ -84,6 +84,24 @@ def spread(runs: list[Path]) -> list[str]:
     ]
 
 
+def agreement(runs: list[Path]) -> str:
+    """Cells that all runs name right, that all name wrong, and that all name wrong by one and the same class."""
+    tables = [Predictions.read(run / "predictions.csv") for run in runs]
+    named = [dict(zip(t.paths, np.array(t.codes)[t.probs_NC.argmax(1)], strict=True)) for t in tables]
+    first = tables[0]
+    assert first.truth is not None
+    if any(t.paths != first.paths for t in tables):
+        raise SystemExit("the runs were judged on different cells")
+    answers = [(truth, {n[path] for n in named}) for path, truth in zip(first.paths, first.truth, strict=True)]
+    right = sum(given == {truth} for truth, given in answers)
+    wrong = sum(truth not in given for truth, given in answers)
+    alike = sum(truth not in given and len(given) == 1 for truth, given in answers)
+    return (
+        f"Of {len(answers)} cells {right} are right with all {len(runs)} runs and {wrong} wrong with all; {alike} of "
+        "these are one and the same other class to all."
+    )
+
+
 def classes(runs: list[Path]) -> list[str]:
     """Rows a class: cells, and precision, recall and F1 of each run."""
     found = [Evaluation.read(run / "evaluation.json") for run in runs]
@@ -118,6 +136,7 @@ def main() -> None:
     if len(options.runs) > 1:
         print(f"\n| of {len(options.runs)} runs | mean | standard deviation | range |\n|---|---|---|---|")
         print("\n".join(spread(options.runs)))
+        print(f"\n{agreement(options.runs)}")
     for run in options.runs:
         if options.data is not None and (run / "all.csv").exists():
             print(served(run, options.data))
