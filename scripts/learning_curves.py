@@ -73,7 +73,7 @@ def chart(by: str, rows: dict[int, list[Trained]]) -> str:
     lowest = min(p[1] for s in series for p in s.points)
     title = f"Validation accuracy by {by}"
     words = " ".join(
-        f"{s.name}: " + ", ".join(f"{y:.3f} with {x:,.0f} {by}" for x, y in s.points) + "." for s in series
+        f"{s.name.capitalize()}: " + ", ".join(f"{y:.3f} with {x:,.0f} {by}" for x, y in s.points) + "." for s in series
     )
     label = {"epochs": "epochs of training", "pixels": "pixels of a side", "cells": "training cells"}[by]
     drawn = line_chart(f"by-{by}", title, words, series, x_label=label, y_range=(np.floor(lowest * 20 - 0.5) / 20, 0.9))

@@ -1,0 +1,114 @@
+"""The scripts that go with training: curves of several runs, and self-supervised learning before fine-tuning."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from marrowscope.config import Recipe
+from marrowscope.models import build_model
+from marrowscope.schema import Split, read_metrics, write_metrics
+from marrowscope.train import train
+
+SCRIPTS = Path(__file__).parent.parent.parent / "scripts"
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    return importlib.import_module
+
+
+def _run(of: Path, to: Path, **last: float) -> Path:
+    """A copy of a run whose last epoch scored otherwise."""
+    shutil.copytree(of, to)
+    rows = read_metrics(to / "metrics.csv")
+    rows[-1] |= last
+    write_metrics(to / "metrics.csv", rows)
+    return to
+
+
+def test_curves_show_the_mean_of_runs_that_agree(
+    script: Callable[[str], Any],
+    tiny_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    curves = script("learning_curves")
+    runs = [
+        _run(tiny_run, tmp_path / "a", val_accuracy=0.5, val_loss=1.0),
+        _run(tiny_run, tmp_path / "b", val_accuracy=0.7, val_loss=1.2),
+        _run(tiny_run, tmp_path / "c", val_accuracy=0.875, val_loss=0.25),
+    ]
+    config = runs[2] / "config.toml"
+    text = config.read_text(encoding="utf-8")
+    assert "size = 32" in text
+    config.write_text(text.replace("size = 32", "size = 48"), encoding="utf-8")
+    svg = tmp_path / "curve.svg"
+    monkeypatch.setattr(sys, "argv", ["x", "--by", "pixels", *map(str, runs), "--chart", str(svg)])
+    curves.main()
+    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [(r[0], r[1], r[3], r[4]) for r in rows] == [
+        ("32", "2", "0.600 (0.500–0.700)", "1.100 (1.000–1.200)"),
+        ("48", "1", "0.875", "0.250"),
+    ]
+    assert "Last epoch: 0.600 with 32 pixels, 0.875 with 48 pixels." in svg.read_text(encoding="utf-8")
+
+
+def test_curves_are_of_whole_runs_on_the_same_cells(
+    script: Callable[[str], Any], tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    curves = script("learning_curves")
+    short, other = _run(tiny_run, tmp_path / "short"), _run(tiny_run, tmp_path / "other")
+    write_metrics(short / "metrics.csv", read_metrics(short / "metrics.csv")[:1])
+    split = Split.read(other / "split.csv")
+    val = split.part("val")[0]
+    train_row = next(r for r in split.part("train") if r.label == val.label)
+    swap = {val.path: "train", train_row.path: "val"}
+    rows = [r._replace(part=swap.get(r.path, r.part)) for r in split.rows]
+    Split(tuple(rows), split.info).write(other / "split.csv")
+    for runs, message in (([short], "1 of 2 epochs"), ([tiny_run, other], "different cells")):
+        monkeypatch.setattr(sys, "argv", ["x", "--by", "cells", *map(str, runs)])
+        with pytest.raises(SystemExit, match=message):
+            curves.main()
+
+
+def test_weights_learnt_without_labels_can_be_fine_tuned(
+    script: Callable[[str], Any],
+    tiny_recipe: Callable[..., Recipe],
+    tiny_run: Path,
+    cells: Path,
+    tmp_path: Path,
+) -> None:
+    learn = script("self_supervised")
+    recipe, split = tiny_recipe(), Split.read(tiny_run / "split.csv")
+    file = tmp_path / "cells.safetensors"
+    losses = learn.go_on(recipe, cells, split, file, epochs=6, batch_size=8, learning_rate=1e-3)
+    assert losses[-1] < losses[0] - 0.1, "what one view says of the other can be foretold"
+    learnt = load_file(file)
+    torch.manual_seed(recipe.seed)
+    start = build_model(recipe.model, 0, recipe.image).backbone.state_dict()
+    assert learnt.keys() == start.keys()
+    assert all(not torch.equal(learnt[k], start[k]) for k in learnt if k.endswith("conv1.weight"))
+    tuned = tiny_recipe(model__weights=str(file))
+    train(tuned, data=cells, out=tmp_path / "run", split=tiny_run / "split.csv", quiet=True)
+    assert (tmp_path / "run" / "best.safetensors").is_file()
+
+
+def test_the_loss_is_that_of_its_paper(script: Callable[[str], Any]) -> None:
+    learn = script("self_supervised")
+    a = torch.tensor([[3.0, 4.0], [1.0, 0.0]])
+    assert learn.apart(a, 7 * a) == pytest.approx(0)
+    assert learn.apart(a, -a) == pytest.approx(4)
+    unit = a / a.norm(dim=1, keepdim=True)
+    b = torch.tensor([[0.0, 1.0], [0.6, 0.8]])
+    assert learn.apart(a, b) == pytest.approx(((unit - b) ** 2).sum(1).mean().item())
