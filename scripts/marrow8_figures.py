@@ -4,14 +4,16 @@
 
 For each run: the headline figures, the seven classes without ART (with ART still a possible answer, and as a question
 of seven classes, where ART's probability is left out), and a row a class. Of several runs, mean and standard deviation
-of these figures: give the same recipe under several seeds, and they say how far a seed moves them; and how many cells
-all of them name wrong. With `--data`, and where `marrowscope predict RUN/model.onnx DATA -o RUN/all.csv` was run, the
-largest difference of a probability between the checkpoint's answers and the ONNX file's on the test cells.
+of these figures: give the same recipe under several seeds, and they say how far a seed moves them; how many cells all of
+them name wrong; and what the mean of their probabilities scores. With `--data`, and where `marrowscope predict
+RUN/model.onnx DATA -o RUN/all.csv` was run, the largest difference of a probability between the checkpoint's answers and
+the ONNX file's on the test cells.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,21 +86,27 @@ def spread(runs: list[Path]) -> list[str]:
     ]
 
 
-def agreement(runs: list[Path]) -> str:
-    """Cells that all runs name right, that all name wrong, and that all name wrong by one and the same class."""
-    tables = [Predictions.read(run / "predictions.csv") for run in runs]
+def together(runs: list[Path], table: str) -> str:
+    """What the runs say as one: cells that all name right, that all name wrong, and that all name wrong by one and the
+    same class; and the score of the mean of their probabilities."""
+    tables = [Predictions.read(run / table) for run in runs]
     named = [dict(zip(t.paths, np.array(t.codes)[t.probs_NC.argmax(1)], strict=True)) for t in tables]
     first = tables[0]
     assert first.truth is not None
-    if any(t.paths != first.paths for t in tables):
+    if any((t.paths, t.codes) != (first.paths, first.codes) for t in tables):
         raise SystemExit("the runs were judged on different cells")
     answers = [(truth, {n[path] for n in named}) for path, truth in zip(first.paths, first.truth, strict=True)]
     right = sum(given == {truth} for truth, given in answers)
     wrong = sum(truth not in given for truth, given in answers)
     alike = sum(truth not in given and len(given) == 1 for truth, given in answers)
+    mean_NC = np.mean([t.probs_NC for t in tables], axis=0)
+    place = [first.codes.index(truth) for truth in first.truth]
+    loss = -np.log(mean_NC[np.arange(len(place)), place]).mean()
+    hits = int((mean_NC.argmax(1) == place).sum())
     return (
         f"Of {len(answers)} cells {right} are right with all {len(runs)} runs and {wrong} wrong with all; {alike} of "
-        "these are one and the same other class to all."
+        "these are one and the same other class to all.\nThe mean of their probabilities: log loss "
+        f"{loss:.3f}, right {share(hits, len(place))}; without ART {without_art(replace(first, probs_NC=mean_NC))}"
     )
 
 
@@ -136,7 +144,10 @@ def main() -> None:
     if len(options.runs) > 1:
         print(f"\n| of {len(options.runs)} runs | mean | standard deviation | range |\n|---|---|---|---|")
         print("\n".join(spread(options.runs)))
-        print(f"\n{agreement(options.runs)}")
+        print()
+        for table in ("predictions.csv", "predictions-val.csv"):  # the second after `evaluate --part val`
+            if all((run / table).exists() for run in options.runs):
+                print(f"{table}: {together(options.runs, table)}")
     for run in options.runs:
         if options.data is not None and (run / "all.csv").exists():
             print(served(run, options.data))

@@ -35,25 +35,29 @@ VIEWS = AugmentConfig(
 """Stronger than in fine-tuning: what differs between two views is what the network learns to overlook."""
 
 
-def head(inputs: int, hidden: int = 1024, outputs: int = 256) -> nn.Sequential:
+def mlp(inputs: int, hidden: int = 1024, outputs: int = 256) -> nn.Sequential:
     """The projector and the predictor of the paper, smaller."""
     return nn.Sequential(nn.Linear(inputs, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, outputs))
 
 
-def apart(said: Tensor, wanted: Tensor) -> Tensor:
+def regression_loss(said: Tensor, wanted: Tensor) -> Tensor:
     """Equation 2 of the paper, the mean over pictures: 0 where both point the same way, 4 where opposite."""
     return (2 - 2 * F.cosine_similarity(said, wanted, dim=-1)).mean()
 
 
-class Twins(nn.Module):
-    """The network that learns, and the slow average that it learns from."""
+class Byol(nn.Module):
+    """The online network, and the target network that it learns from: its own slow average.
+
+    Not `train.schedule.Ema`: the momentum rises to 1 by the paper's schedule, and batch norm of the target takes its
+    statistics from the batch.
+    """
 
     def __init__(self, network: CellClassifier) -> None:
         super().__init__()
         width = network.backbone.num_features
-        self.online = nn.Sequential(network, head(width))
+        self.online = nn.Sequential(network, mlp(width))
         self.target = copy.deepcopy(self.online).requires_grad_(False)
-        self.predictor = head(256)
+        self.predictor = mlp(256)
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         views = torch.cat([first, second])
@@ -62,16 +66,16 @@ class Twins(nn.Module):
         said = self.predictor(self.online(views))
         a, b = said.chunk(2)
         x, y = wanted.chunk(2)
-        return (apart(a, y) + apart(b, x)) / 2
+        return (regression_loss(a, y) + regression_loss(b, x)) / 2
 
     @torch.no_grad()
-    def follow(self, momentum: float) -> None:
+    def update_target(self, momentum: float) -> None:
         """Move the average by one step."""
         for slow, fast in zip(self.target.parameters(), self.online.parameters(), strict=True):
             slow.lerp_(fast, 1 - momentum)
 
 
-def go_on(
+def pretrain(
     recipe: Recipe, data: Path, split: Split, output: Path, *, epochs: int, batch_size: int, learning_rate: float
 ) -> list[float]:
     """Learn without labels, and write the network's weights after each epoch; the mean loss of each."""
@@ -79,11 +83,11 @@ def go_on(
     generator = torch.Generator().manual_seed(recipe.seed)
     images = CellImages(data, split.part("train"), split.info.codes, recipe.image)
     images.fill_cache()
-    twins = Twins(build_model(recipe.model, 0, recipe.image)).train()
+    byol = Byol(build_model(recipe.model, 0, recipe.image)).train()
     if recipe.engine.channels_last:
-        twins = twins.to(memory_format=torch.channels_last)
-    step = torch.compile(twins) if recipe.engine.compile else twins
-    learnt = [p for p in twins.parameters() if p.requires_grad]
+        byol = byol.to(memory_format=torch.channels_last)
+    step = torch.compile(byol) if recipe.engine.compile else byol
+    learnt = [p for p in byol.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learnt, lr=learning_rate, weight_decay=recipe.optimizer.weight_decay)
     augment = Augment(VIEWS)
     orders = [
@@ -101,12 +105,12 @@ def go_on(
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            twins.follow(1 - 0.01 * (1 + math.cos(math.pi * share)) / 2)
+            byol.update_target(1 - 0.01 * (1 + math.cos(math.pi * share)) / 2)
             losses.append(loss.item())
             done += 1
         means.append(float(np.mean(losses)))
         print(f"epoch {epoch}/{epochs}  loss {means[-1]:.4f}  {time.monotonic() - began:.0f} s", flush=True)
-        save_tensors(output, twins.online[0].backbone.state_dict())
+        save_tensors(output, byol.online[0].backbone.state_dict())
     return means
 
 
@@ -121,7 +125,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     given = parser.parse_args()
-    go_on(
+    pretrain(
         load_recipe(given.recipe, given.set),
         given.data,
         Split.read(given.split),

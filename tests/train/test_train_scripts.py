@@ -92,7 +92,7 @@ def test_weights_learnt_without_labels_can_be_fine_tuned(
     learn = script("self_supervised")
     recipe, split = tiny_recipe(), Split.read(tiny_run / "split.csv")
     file = tmp_path / "cells.safetensors"
-    losses = learn.go_on(recipe, cells, split, file, epochs=6, batch_size=8, learning_rate=1e-3)
+    losses = learn.pretrain(recipe, cells, split, file, epochs=6, batch_size=8, learning_rate=1e-3)
     assert losses[-1] < losses[0] - 0.1, "what one view says of the other can be foretold"
     learnt = load_file(file)
     torch.manual_seed(recipe.seed)
@@ -107,8 +107,8 @@ def test_weights_learnt_without_labels_can_be_fine_tuned(
 def test_the_loss_is_that_of_its_paper(script: Callable[[str], Any]) -> None:
     learn = script("self_supervised")
     a = torch.tensor([[3.0, 4.0], [1.0, 0.0]])
-    assert learn.apart(a, 7 * a) == pytest.approx(0)
-    assert learn.apart(a, -a) == pytest.approx(4)
+    assert learn.regression_loss(a, 7 * a) == pytest.approx(0)
+    assert learn.regression_loss(a, -a) == pytest.approx(4)
     unit = a / a.norm(dim=1, keepdim=True)
     b = torch.tensor([[0.0, 1.0], [0.6, 0.8]])
-    assert learn.apart(a, b) == pytest.approx(((unit - b) ** 2).sum(1).mean().item())
+    assert learn.regression_loss(a, b) == pytest.approx(((unit - b) ** 2).sum(1).mean().item())
