@@ -4,10 +4,10 @@
 
 For each run: the headline figures, the seven classes without ART (with ART still a possible answer, and as a question
 of seven classes, where ART's probability is left out), and a row a class. Of several runs, mean and standard deviation
-of these figures: give the same recipe under several seeds, and they say how far a seed moves them; how many cells all of
-them name wrong; and what the mean of their probabilities scores. With `--data`, and where `marrowscope predict
-RUN/model.onnx DATA -o RUN/all.csv` was run, the largest difference of a probability between the checkpoint's answers and
-the ONNX file's on the test cells.
+of these figures: give the same recipe under several seeds, and they say how far a seed moves them; how many cells all
+of them name wrong; and what the mean of their probabilities scores. With `--data`, and where `marrowscope predict
+RUN/model.onnx DATA -o RUN/all.csv` was run, the largest difference of a probability between the checkpoint's answers
+and the ONNX file's on the test cells.
 """
 
 from __future__ import annotations
