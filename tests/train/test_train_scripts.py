@@ -13,10 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from marrowscope.config import Recipe
+from marrowscope.config import Recipe, recipe_toml
 from marrowscope.models import build_model
 from marrowscope.schema import Split, read_metrics, write_metrics
 from marrowscope.train import train
+from marrowscope.train.sweep import sweep
 
 SCRIPTS = Path(__file__).parent.parent.parent / "scripts"
 
@@ -80,6 +81,45 @@ def test_curves_are_of_whole_runs_on_the_same_cells(
         monkeypatch.setattr(sys, "argv", ["x", "--by", "cells", *map(str, runs)])
         with pytest.raises(SystemExit, match=message):
             curves.main()
+
+
+def test_folds_compare_changes_fold_by_fold(
+    script: Callable[[str], Any], tiny_recipe: Callable[..., Recipe], tiny_run: Path, cells: Path, tmp_path: Path
+) -> None:
+    compare = script("fold_comparison")
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(recipe_toml(tiny_recipe(schedule__epochs=1, schedule__warmup_epochs=0)), encoding="utf-8")
+
+    def swept(name: str, grid: str, folds: int | None) -> Path:
+        split = tiny_run / "split.csv"
+        sweep(recipe, [grid], data=cells, out=tmp_path / name, split=split, folds=folds, quiet=True)
+        return tmp_path / name
+
+    def score(out: Path, value: str, *folds: tuple[float, float]) -> None:
+        for fold, (accuracy, loss) in enumerate(folds):
+            (run,) = out.glob(f"runs/loss.label_smoothing={value}/seed-*-fold-{fold}")
+            path = run / "metrics.csv"
+            rows = read_metrics(path)
+            rows[-1] |= {"val_accuracy": accuracy, "val_loss": loss}
+            write_metrics(path, rows)
+
+    base = swept("base", "loss.label_smoothing=0.1", 3)
+    others = swept("others", "loss.label_smoothing=0.0,0.2", 3)
+    score(base, "0.1", (0.5, 1.0), (0.6, 0.9), (0.7, 0.8))
+    score(others, "0.0", (0.6, 1.0), (0.6, 1.1), (0.75, 0.7))
+    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in compare.table([base, others])]
+    assert rows[2] == ["loss.label_smoothing=0.1", "3", "1", "0.600 ± 0.100", "", "0.900 ± 0.100", ""]
+    accuracy, loss = "+0.050 (+0.000 to +0.100)", "+0.033 (-0.100 to +0.200)"
+    assert rows[3] == ["loss.label_smoothing=0.0", "3", "1", "0.650 ± 0.087", accuracy, "0.933 ± 0.208", loss]
+    assert rows[4][0] == "loss.label_smoothing=0.2"
+    assert len(rows) == 5
+
+    with pytest.raises(SystemExit, match="other folds"):
+        compare.table([base, swept("four", "loss.label_smoothing=0.1", 4)])
+    with pytest.raises(SystemExit, match="fold none"):
+        compare.table([swept("no-folds", "loss.label_smoothing=0.1", None)])
+    with pytest.raises(SystemExit, match=r"no sweep\.csv"):
+        compare.table([tmp_path / "none"])
 
 
 def test_weights_learnt_without_labels_can_be_fine_tuned(
