@@ -157,6 +157,7 @@ def test_the_differential_follows_every_change_and_is_the_librarys(room: Room) -
     assert got["differential"] == expected.model_dump(mode="json")
     assert (got["cells"], got["excluded"], got["ood_waiting"], got["reviewed"]) == (40, 1, len(waiting) - 1, 2)
     assert any("PMO" in note for note in got["notes"])
+    assert got["notes"][0].startswith(f"{len(labels) - 2} of {len(labels)} named cells"), "two have a person's label"
     odds = client.get(f"{url}/differential", params={"ratio": "granulocytic"}).json()["differential"]
     assert odds["myeloid_erythroid"]["definition"] == "granulocytic"
     assert client.get(f"{url}/differential", params={"ratio": "x"}).status_code == 422

@@ -83,9 +83,13 @@ def as_predictions(codes: list[str], counts: dict[str, int]) -> Predictions:
 
 def _notes(counts: dict[str, int], reviewed: dict[str, int], left: dict[str, int], foreign: list[str]) -> list[str]:
     out = []
-    by_model = sum(counts.values()) - sum(reviewed.values())
+    named = sum(counts.values())
+    by_model = named - sum(reviewed.values())
     if by_model:
-        out.append(f"{by_model} of {sum(counts.values())} counted cells have the model's class; nobody has looked.")
+        out.append(
+            f"{by_model} of {named} named cells, those outside the percentages among them, have the model's class: "
+            "nobody has looked at them yet."
+        )
     if left["ood_waiting"]:
         out.append(
             f"{left['ood_waiting']} cells are unlike those the model has learnt and are not counted: label or exclude "
