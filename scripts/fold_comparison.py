@@ -58,9 +58,9 @@ def difference(values: Sequence[float]) -> str:
 def table(sweeps: Sequence[Path]) -> list[str]:
     """Lines of the table; the first combination of the first sweep is the measure of all others."""
     named = [(text, folds) for sweep in sweeps for text, folds in combinations(sweep).items()]
-    _, base = named[0]
+    base = named[0][1] if named else {}
     if len(base) < 2:
-        raise SystemExit(f"{sweeps[0]}: one run says nothing of a spread; give sweeps of three folds or more")
+        raise SystemExit(f"{sweeps[0]}: {len(base)} run(s) say nothing of a spread; give sweeps of three folds or more")
     out = ["| values | runs | epochs | accuracy | difference | log loss | difference |", "|" + "---|" * 7]
     for text, folds in named:
         same = folds.keys() == base.keys() and all(folds[k].validated == base[k].validated for k in base)
