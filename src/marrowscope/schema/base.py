@@ -21,11 +21,12 @@ NOT_A_MEDICAL_DEVICE = "Not a medical device: for research and teaching, not for
 
 
 def validation_lines(error: ValidationError) -> list[str]:
-    """One line a mistake: where it is, what is wrong, what was given."""
+    """One line a mistake: where it is, what is wrong, what was given (but no whole tables)."""
     lines = []
     for e in error.errors():
         where = ".".join(str(x) for x in e["loc"]) or "(whole file)"
-        given = "" if e["type"] in {"missing", "extra_forbidden"} else f" (given: {e['input']!r})"[:120]
+        untold = e["type"] in {"missing", "extra_forbidden"} or isinstance(e["input"], dict)
+        given = "" if untold else f" (given: {e['input']!r})"[:120]
         lines.append(f"{where}: {e['msg'].removeprefix('Value error, ')}{given}")
     return lines
 
