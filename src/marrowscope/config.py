@@ -161,13 +161,15 @@ class DistilConfig(Frozen):
         weight: Share of the teachers in the loss; the rest is that of the labels.
         view: ``augmented``: the teachers answer for the very picture that the network sees, after augmentation and
             mixing (Beyer et al. 2022: what helps most, at the cost of the teachers' work in each step). ``plain``: they
-            answer once for each picture as it is, which is kept in the run folder.
+            answer once for each picture as it is, which is kept in the run folder. ``held-out``: so too, but each
+            picture is answered only by those teachers that were not trained on it, such as the networks of folds; what
+            a teacher learnt by heart says no more than the label.
     """
 
     teacher: tuple[str, ...] = ()
     temperature: float = Field(default=2.0, ge=0.1, le=100.0)
     weight: float = Field(default=0.9, gt=0.0, le=1.0)
-    view: Literal["augmented", "plain"] = "augmented"
+    view: Literal["augmented", "plain", "held-out"] = "augmented"
 
     @field_validator("teacher", mode="before")
     @classmethod

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import marrowscope.train.distil as distil
 import marrowscope.train.loop as loop
-from marrowscope.config import Recipe
+from marrowscope.config import Recipe, recipe_toml
 from marrowscope.datasets import Batch, Indices
 from marrowscope.errors import ModelError, SplitError, TrainingError
 from marrowscope.evaluate.calibration import Scaling
@@ -25,6 +25,7 @@ from marrowscope.schema import Card, Preprocessing, Split, read_metrics
 from marrowscope.score import predict_part
 from marrowscope.train import train
 from marrowscope.train.checkpoint import load_state
+from marrowscope.train.sweep import sweep
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -174,6 +175,42 @@ def test_plain_answers_are_those_of_serving_and_kept_while_they_fit(
     train(recipe, data=cells, out=run, quiet=True, resume=True, limit_seconds=1e-9)
     assert asked[0] == 1
     assert torch.equal(load_file(run / "teachers.safetensors")["probabilities"], kept)
+
+
+def test_held_out_answers_are_of_those_that_have_not_seen_the_picture(
+    tiny_recipe: MakeRecipe, tiny_run: Path, cells: Path, tmp_path: Path
+) -> None:
+    split, recipe_file = tiny_run / "split.csv", tmp_path / "teacher.toml"
+    recipe_file.write_text(recipe_toml(tiny_recipe(schedule__epochs=1, schedule__warmup_epochs=0)))
+    folds = tmp_path / "folds"
+    done = sweep(
+        recipe_file, [], data=cells, out=folds, split=split, folds=3, train_only=True, seeds=[0, 1], quiet=True
+    )
+    teachers = [folds / t.trial.folder for t in done.trials]
+    assert len(teachers) == 6
+
+    def start(which: list[Path], out: str, **changes: object) -> Path:
+        distil = {"teacher": [str(t) for t in which], "view": "held-out", "temperature": 1.0}
+        train(tiny_recipe(distil=distil, **changes), data=cells, out=tmp_path / out, split=split, quiet=True)
+        return tmp_path / out
+
+    run = start(teachers, "run")
+    kept = load_file(run / "teachers.safetensors")["probabilities"].numpy()
+    rows = Split.read(split).part("train")
+    expected = np.zeros_like(kept)
+    for teacher in teachers:
+        place = {r.path: i for i, r in enumerate(rows)}
+        served = predict_part(teacher, "val", data=cells)  # the fold that it was not trained on
+        for path, probs in zip(served.paths, served.probs_NC, strict=True):
+            expected[place[path]] += probs / 2  # two seeds
+    assert np.abs(expected.sum(1) - 1).max() < 1e-5, "each picture was held out twice"
+    assert np.abs(kept - expected).max() < 1e-5
+    assert read_metrics(run / "metrics.csv")
+
+    with pytest.raises(SplitError, match=r"\d+ training pictures.* were learnt by every teacher.*--train-only"):
+        start([teachers[0]], "one")
+    with pytest.raises(SplitError, match=r"trained on every picture of this run.*Leave it out"):
+        start([*teachers, tiny_run], "idle")
 
 
 def test_plain_answers_are_mixed_as_the_labels_are(

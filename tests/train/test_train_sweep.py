@@ -104,6 +104,24 @@ def test_folds_validate_each_known_cell_once(recipe_file: Path, split: Path, cel
     assert sorted(validated) == sorted(r.path for r in Split.read(split).rows if r.part != "test")
 
 
+def test_folds_for_teachers_leave_the_val_part_out_too(
+    recipe_file: Path, split: Path, cells: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "sweep"
+    sweep(recipe_file, [], data=cells, out=out, split=split, folds=3, train_only=True, quiet=True)
+    whole = Split.read(split)
+    train_part = sorted(r.path for r in whole.part("train"))
+    runs = [Split.read(out / row["run"] / "split.csv") for row in _table(out)]
+    assert len(runs) == 3
+    assert all(sorted(r.path for r in run.rows) == train_part for run in runs)
+    assert sorted(r.path for run in runs for r in run.part("val")) == train_part
+    held = len(whole.rows) - len(train_part)
+    assert all(f"val and test parts ({held} images) are left out" in run.info.notes[-1] for run in runs)
+    assert Split.read(out / "split.csv").rows == whole.rows
+    with pytest.raises(SplitError, match="--train-only is for --folds"):
+        sweep(recipe_file, [], data=cells, out=tmp_path / "b", split=split, train_only=True, quiet=True)
+
+
 def test_what_is_done_is_not_done_again_and_a_grid_can_grow(
     recipe_file: Path, split: Path, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,8 +59,9 @@ def sweep(
     data: Annotated[Path, typer.Option(help="Folder or archive of images.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for all runs; give it again to go on.")],
     grid: Annotated[
-        list[str], typer.Option(metavar="KEY=V1,V2", help="Values to try: --grid optimizer.learning_rate=1e-4,3e-4.")
-    ],
+        list[str] | None,
+        typer.Option(metavar="KEY=V1,V2", help="Values to try: --grid optimizer.learning_rate=1e-4,3e-4."),
+    ] = None,
     split_file: Annotated[
         Path | None, typer.Option("--split", help="A split.csv; its test part is left alone. Else one is drawn.")
     ] = None,
@@ -69,6 +70,9 @@ def sweep(
     ] = None,
     seeds: Annotated[str, typer.Option(help="Train each combination with these seeds: 0,1,2.")] = "",
     folds: Annotated[int | None, typer.Option(help="Validate on each of so many folds, 3 or more.")] = None,
+    train_only: Annotated[
+        bool, typer.Option("--train-only", help="Draw the folds in the train part alone: for teachers.")
+    ] = False,
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe for all runs.")
     ] = None,
@@ -90,8 +94,9 @@ def sweep(
     from marrowscope.train.sweep import sweep as run_sweep
 
     result = run_sweep(
-        recipe, grid, data=data, out=out, split=split_file, index=index, seeds=numbers, folds=folds,
-        changes=changes or (), limit_seconds=limit, report=lambda line: typer.echo(line, err=True),
+        recipe, grid or (), data=data, out=out, split=split_file, index=index, seeds=numbers, folds=folds,
+        train_only=train_only, changes=changes or (), limit_seconds=limit,
+        report=lambda line: typer.echo(line, err=True),
     )  # fmt: skip
     for line in lines(result):
         typer.echo(line)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
@@ -29,7 +30,7 @@ from marrowscope.schema import Card, Document, Frozen, Preprocessing, Split, to_
 from marrowscope.train.checkpoint import save_tensors
 
 RECORD, ANSWERS = "teachers.json", "teachers.safetensors"
-"""Files in the run folder: which teachers, and (`distil.view` = plain) their answers."""
+"""Files in the run folder: which teachers, and (`distil.view` = plain or held-out) their answers."""
 
 
 class TeacherRecord(Frozen):
@@ -50,12 +51,21 @@ class TeacherRecords(Document):
 
 @dataclass(frozen=True)
 class Teacher:
-    """One trained network; `order` (C,) brings its classes into the order of the recipe's."""
+    """One trained network.
+
+    Attributes:
+        path: Its run folder, as the recipe names it.
+        model: The network.
+        card: What it is.
+        order: (C,) brings its classes into the order of the recipe's.
+        learnt: Paths of the pictures that it was trained on.
+    """
 
     path: Path
     model: CellClassifier
     card: Card
     order: list[int]
+    learnt: frozenset[str]
 
 
 class Teachers:
@@ -99,10 +109,13 @@ class Teachers:
         return F.softmax(logits.float()[:, teacher.order] / self.config.temperature, dim=1)
 
     def answer_all(self, images: CellImages, out: Path, progress: Report | None = None) -> None:
-        """Where the view is ``plain``, let them answer once for all training pictures, or take their answers of before.
+        """Unless the view is ``augmented``, let them answer once for all training pictures, or take earlier answers.
 
         The first process does the work and keeps the answers in the run folder, with what they depend on; they are
         used again only where that, and their own hash, are the same.
+
+        Raises:
+            SplitError: The view is ``held-out``, and each teacher was trained on some picture.
         """
         if self.config.view == "augmented":
             return
@@ -120,6 +133,7 @@ class Teachers:
         what = {
             "teachers": [t.weights_sha256 for t in self.record.teachers],
             "temperature": self.config.temperature,
+            "view": self.config.view,
             "codes": [t.order for t in self._teachers],
             "paths": [r.path for r in images.rows],
         }
@@ -127,18 +141,40 @@ class Teachers:
 
     @torch.no_grad()
     def _answers(self, images: CellImages, progress: Report | None) -> Tensor:
-        total = torch.zeros(len(images), len(self._teachers[0].order))
-        places, done = np.arange(len(images)), 0
-        for teacher in self._teachers:
+        asked_TN = self._asked(images)
+        out = torch.zeros(len(images), len(self._teachers[0].order))
+        done = 0
+        for teacher, asked_N in zip(self._teachers, asked_TN, strict=True):
             # Prepared as for serving, each at its own size.
             own = CellImages(images.data, images.rows, teacher.card.codes, teacher.card.preprocessing)
+            places = np.flatnonzero(asked_N)
             for batch in batches(own, [places[i : i + 64] for i in range(0, len(places), 64)]):
                 pictures = self._fabric.to_device(batch.images).float()
-                total[torch.from_numpy(batch.indices)] += self._one(teacher, pictures).cpu() / len(self._teachers)
+                out[torch.from_numpy(batch.indices)] += self._one(teacher, pictures).cpu()
                 done += len(batch.indices)
                 if progress is not None:
-                    progress(done, len(images) * len(self._teachers))
-        return total
+                    progress(done, int(asked_TN.sum()))
+        return out / torch.from_numpy(asked_TN.sum(0))[:, None]
+
+    def _asked(self, images: CellImages) -> npt.NDArray[np.bool_]:
+        """Which teacher answers for which picture: (T, N), at least one for each."""
+        if self.config.view != "held-out":
+            return np.ones((len(self._teachers), len(images)), dtype=bool)
+        asked_TN = np.array([[r.path not in t.learnt for r in images.rows] for t in self._teachers])
+        known_N = ~asked_TN.any(0)
+        if known_N.any():
+            raise SplitError(
+                f"{int(known_N.sum())} training pictures, such as {images.rows[int(known_N.argmax())].path!r}, were "
+                'learnt by every teacher, and distil.view = "held-out" asks those that were not trained on a picture. '
+                "Name the networks of all folds (marrowscope sweep --folds 3 --train-only), or take another view."
+            )
+        idle = [str(t.path) for t, asked_N in zip(self._teachers, asked_TN, strict=True) if not asked_N.any()]
+        if idle:
+            raise SplitError(
+                f"The teacher {idle[0]} was trained on every picture of this run, so that it would not be asked "
+                '(distil.view = "held-out"). Leave it out, or take another view.'
+            )
+        return asked_TN
 
 
 def resized(pictures_BCHW: Tensor, size: int) -> Tensor:
@@ -182,8 +218,9 @@ def _load(path: Path, recipe: Recipe, split: Split, fabric: Fabric) -> Teacher:
             f'{recipe.image.crop:g}. Give image.crop the teacher\'s value, or take distil.view = "plain".'
         )
     check_unseen(path, split, f"The teacher {path}")
+    learnt = frozenset(r.path for r in Split.read(path / "split.csv").part("train"))
     model = model.to(fabric.device).to(memory_format=torch.channels_last).requires_grad_(False).eval()
-    return Teacher(path, model, card, [card.codes.index(c) for c in recipe.codes])
+    return Teacher(path, model, card, [card.codes.index(c) for c in recipe.codes], learnt)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,8 @@
 OUT/
     split.csv, split.json   the whole split, for training the chosen recipe afterwards
     index.csv               where the sweep made it
-    tuning/                 the splits of the runs: train and val only; the test part is in none of them
+    tuning/                 the splits of the runs: train and val only; the test part is in none of them, nor,
+                            for teachers (`train_only`), the val part of the whole split
     runs/VALUES/seed-S[-fold-F]/   a run folder each
     sweep.csv               one row a run, written anew after each
 
@@ -126,6 +127,7 @@ def sweep(
     index: Path | None = None,
     seeds: Sequence[int] = (),
     folds: int | None = None,
+    train_only: bool = False,
     changes: Sequence[str] = (),
     limit_seconds: float | None = None,
     quiet: bool = False,
@@ -142,6 +144,8 @@ def sweep(
         index: Index of `data`, for drawing folds that keep its groups together; without it, `data` is indexed.
         seeds: Train each combination once a seed; without it, with the recipe's own.
         folds: Validate on each of so many folds of the cells outside the test part, in place of the val part.
+        train_only: Draw the folds from the train part alone, so that their networks may teach one that is validated
+            on the val part (``distil.view = "held-out"``).
         changes: ``key=value`` changes of the recipe, for all runs.
         limit_seconds: Stop at a checkpoint after this time.
         quiet: No progress bars.
@@ -153,6 +157,8 @@ def sweep(
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise TrainingError("A sweep runs in one process; start it without torchrun.")
+    if train_only and folds is None:
+        raise SplitError("--train-only is for --folds: without folds, the val part is what validates.")
     deadline = None if limit_seconds is None else time.monotonic() + limit_seconds
     base = load_recipe(recipe, changes)
     dimensions = parse_grid(grid)
@@ -165,7 +171,7 @@ def sweep(
         for s in seeds
         for f in (range(folds) if folds is not None else (None,))
     ]
-    splits = _tuning_splits(base, data, out, split, index, folds, quiet)
+    splits = _tuning_splits(base, data, out, split, index, folds, train_only, quiet)
     results: list[TrialResult] = []
     stopped: str | None = None
     for i, (trial, one) in enumerate(trials, 1):
@@ -220,12 +226,19 @@ def _key(values: Mapping[str, Value]) -> str:
 
 
 def _tuning_splits(
-    recipe: Recipe, data: Path, out: Path, split: Path | None, index: Path | None, folds: int | None, quiet: bool
+    recipe: Recipe,
+    data: Path,
+    out: Path,
+    split: Path | None,
+    index: Path | None,
+    folds: int | None,
+    train_only: bool,
+    quiet: bool,
 ) -> dict[int | None, Path]:
-    """The split of each fold (None: of the val part), without the test part."""
+    """The split of each fold (None: of the val part), without the test part; with `train_only`, without val too."""
     make_folder(out)
     whole = _whole_split(recipe, data, out, split, quiet)
-    known = [r._replace(fold=None) for r in whole.rows if r.part != "test"]
+    known = [r._replace(fold=None) for r in whole.rows if r.part == "train" or (r.part == "val" and not train_only)]
     held = len(whole.rows) - len(known)
     fold_of: dict[str, int | None] = {}
     if folds is not None:
@@ -237,9 +250,12 @@ def _tuning_splits(
     for fold in range(folds) if folds is not None else (None,):
         if fold is not None:
             known = [r._replace(part="val" if fold_of[r.path] == fold else "train") for r in known]
-        note = f"the test part ({held} images) is left out: for tuning" + ("" if fold is None else f"; fold {fold}")
+        parts = ("val and test parts ({}) are" if train_only else "test part ({}) is").format(f"{held} images")
+        purpose = "for teachers" if train_only else "for tuning"
+        note = f"the {parts} left out: {purpose}" + ("" if fold is None else f"; fold {fold}")
         update = {"folds": None, "counts": count_parts(known), "notes": (*whole.info.notes, note)}
-        path = out / "tuning" / ("val.csv" if fold is None else f"fold-{fold}-of-{folds}.csv")
+        inside = "-of-train" if train_only else ""
+        path = out / "tuning" / ("val.csv" if fold is None else f"fold-{fold}-of-{folds}{inside}.csv")
         tuning = Split(tuple(known), whole.info.model_copy(update=update))
         check_split(tuning, data)
         tuning.write(path)
