@@ -44,7 +44,7 @@ def combinations(sweep: Path) -> dict[str, dict[str, Fold]]:
             raise SystemExit(f"{sweep}: {what}; give sweeps with --folds that were run to their end")
         metrics = read_metrics(sweep / row["run"] / "metrics.csv")
         validated = frozenset(r.path for r in Split.read(sweep / row["run"] / "split.csv").part("val"))
-        text = ", ".join(f"{k}={row[k]}" for k in keys)
+        text = ", ".join(f"{k}={row[k]}" for k in keys) or "the recipe as it is"
         last = metrics[-1]
         one = Fold(validated, len(metrics), last["val_accuracy"], last["val_loss"])
         found.setdefault(text, {})[f"seed {row['seed']} fold {row['fold']}"] = one

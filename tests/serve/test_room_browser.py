@@ -69,6 +69,10 @@ def _relabel(page: Any, codes: tuple[str, ...], n: int) -> dict[int, str]:
     given: dict[int, str] = {}
     for i in range(n):
         number = chosen(page)
+        while number in given:  # it has moved to its new class, whose turn has come
+            page.keyboard.press("ArrowRight")
+            holds(page, f"document.querySelector('.tile[aria-current=true]').dataset.number !== '{number}'")
+            number = chosen(page)
         said = page.locator(".tile[aria-current=true]").get_attribute("aria-label")
         other = next(c for c in codes[i % len(codes) :] + codes if BY_CODE[c].name not in said)
         page.keyboard.press(key_of(page, other))
