@@ -26,8 +26,8 @@ each_command = pytest.mark.parametrize(("names", "command"), COMMANDS, ids=[" ".
 
 def test_the_commands_are_those_of_the_work() -> None:
     assert {names[0] for names, _ in COMMANDS} == {
-        "doctor", "phantom", "index", "audit", "show", "split", "import-split", "train", "sweep", "evaluate", "analyse",
-        "explain", "report", "compare", "export", "models", "predict", "count", "serve",
+        "doctor", "phantom", "index", "audit", "show", "split", "import-split", "train", "sweep", "join", "evaluate",
+        "analyse", "explain", "report", "compare", "export", "models", "predict", "count", "serve",
     }  # fmt: skip
 
 

@@ -43,7 +43,8 @@ class ModelConfig(Frozen):
     """The network.
 
     Attributes:
-        name: Any model name of timm.
+        name: Any model name of timm, or several with ``+`` between: networks that answer with the mean of their
+            probabilities (`train.join`).
         weights: ``hub`` (timm's pre-trained weights, downloaded), ``none`` (random), or the path of a local
             safetensors or weights-only ``.pth`` file, which may be the ``best.safetensors`` of another run.
         drop_path: Stochastic depth rate (Huang et al. 2016); 0 is off.

@@ -75,8 +75,7 @@ def card_markdown(card: Card) -> str:
         "## What it is",
         "",
         f"- Network: {card.architecture}, {card.parameters:,} weights, in {card.precision}.",
-        f"- Trained from {start or f'the weights {card.pretrained}'} (seed {card.seed}) for {card.epochs} epochs;",
-        f"  the weights are those of epoch {card.best_epoch}, which did best on validation cells.",
+        *_training(card, start or f"the weights {card.pretrained}"),
         *(
             [f"- It learnt from the answers of {' and '.join(card.teachers)} as well (distillation)."]
             if card.teachers
@@ -116,6 +115,22 @@ def card_markdown(card: Card) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _training(card: Card, start: str) -> list[str]:
+    if card.members:
+        return [
+            f"- It answers with the mean of the probabilities of {len(card.members)} networks, each from {start};",
+            "  the weights of each are those of the epoch which did best on validation cells:",
+            *(
+                f"  - {m.name}: {m.architecture}, seed {m.seed}, epoch {m.best_epoch} of {m.epochs}."
+                for m in card.members
+            ),
+        ]
+    return [
+        f"- Trained from {start} (seed {card.seed}) for {card.epochs} epochs;",
+        f"  the weights are those of epoch {card.best_epoch}, which did best on validation cells.",
+    ]
+
+
 def _scores(card: Card) -> list[str]:
     if card.test:
         rows = [f"| {name.replace('_', ' ')} | {f} | {f.n} | {f.method} |" for name, f in card.test.items()]
@@ -129,7 +144,8 @@ def _scores(card: Card) -> list[str]:
     else:
         out = ["The test part was not opened yet."]
     values = ", ".join(f"{k.removeprefix('val_').replace('_', ' ')} {v:.3f}" for k, v in card.validation.items())
-    return [*out, "", f"On validation cells, which chose the epoch: {values}."]
+    chose = "the epochs" if card.members else "the epoch"
+    return [*out, "", f"On validation cells, which chose {chose}: {values}."]
 
 
 def _trust(card: Card) -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.models import group_parameters
 from torch import Tensor, nn
 
 from marrowscope.config import ModelConfig, load_recipe
@@ -40,6 +42,57 @@ class CellClassifier(nn.Module):
         return logits
 
 
+class MeanOfNetworks(nn.Module):
+    """Several timm networks that answer together; for the rest of the package it is one more timm network.
+
+    Input: (B, 3, size, size), normalised. Output: the logarithm of the mean of their probabilities (B, C), so that
+    its softmax is that mean (Lakshminarayanan et al. 2017, arXiv:1612.01474, section 2.4). Its features are theirs, one
+    after the other.
+    """
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: Tensor) -> list[Tensor]:
+        return [m.forward_features(x) for m in self._networks()]
+
+    def forward_head(self, inside: Sequence[Tensor], pre_logits: bool = False) -> Tensor:
+        parts = [m.forward_head(i, pre_logits=pre_logits) for m, i in zip(self._networks(), inside, strict=True)]
+        if pre_logits:
+            return torch.cat([p.flatten(1) for p in parts], dim=1)
+        return torch.stack(parts).float().log_softmax(2).logsumexp(0) - math.log(len(parts))
+
+    def get_classifier(self) -> tuple[nn.Module, ...]:
+        return tuple(m.get_classifier() for m in self._networks())
+
+    def no_weight_decay(self) -> set[str]:
+        return {
+            f"members.{i}.{name}"
+            for i, m in enumerate(self._networks())
+            if hasattr(m, "no_weight_decay")
+            for name in m.no_weight_decay()
+        }
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
+        """Layers by depth: those of all members that lie equally far from the answer go together."""
+        groups = [group_parameters(m, m.group_matcher(coarse=coarse)) for m in self._networks()]
+        deepest = max(max(g) for g in groups)
+        place = {
+            f"members.{i}.{name}": deepest - max(g) + depth
+            for i, g in enumerate(groups)
+            for depth, names in g.items()
+            for name in names
+        }
+        return place.__getitem__
+
+    def _networks(self) -> list[Any]:
+        return list(self.members)
+
+
 def build_model(config: ModelConfig, n_classes: int, spec: Preprocessing) -> CellClassifier:
     """Make the network of a recipe, with its start weights.
 
@@ -47,6 +100,9 @@ def build_model(config: ModelConfig, n_classes: int, spec: Preprocessing) -> Cel
         ModelError: timm doesn't know the name, the input size doesn't suit the network, the hub can't be reached, or
             local weights don't fit (the message lists the keys).
     """
+    if "+" in config.name:
+        members = [config.model_copy(update={"name": name.strip()}) for name in config.name.split("+")]
+        return CellClassifier(MeanOfNetworks([build_model(m, n_classes, spec).backbone for m in members]), spec)
     name = config.name.removeprefix("timm/")
     if not timm.is_model(name.split(".")[0]):
         near = ", ".join(timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:8]) or "see timm.list_models()"

@@ -86,6 +86,7 @@ for command in (
     data.import_split,
     learn.train,
     learn.sweep,
+    learn.join,
     judge.evaluate,
     analyse.analyse,
     explain.explain,

@@ -1,4 +1,4 @@
-"""Commands that need torch: train, sweep and export."""
+"""Commands that need torch: train, sweep, join and export."""
 
 from __future__ import annotations
 
@@ -104,6 +104,26 @@ def sweep(
     if result.stopped_by is not None:
         typer.echo(f"{result.stopped_by}; give the same command again to go on")
         raise typer.Exit(EXIT_STOPPED)
+
+
+def join(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders of one split, two or more.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Run folder to make.")],
+    name: Annotated[str | None, typer.Option(help="Name of the model; else that of the first run.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder or archive of images, where it has moved since training.")
+    ] = None,
+) -> None:
+    """Join trained runs to one that answers with their mean.
+
+    What comes out is a run folder like theirs: evaluate, explain and export it.
+    """
+    need_torch("Joining runs")
+    from marrowscope.train.join import join as join_runs
+
+    card = join_runs(runs, out, name=name, data=data)
+    scores = ", ".join(f"{k.removeprefix('val_').replace('_', ' ')} {v:.4f}" for k, v in card.validation.items())
+    typer.echo(f"{len(card.members)} networks in {out}; on validation cells {scores}")
 
 
 def _seconds(text: str) -> float:

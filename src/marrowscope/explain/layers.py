@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from marrowscope.errors import ModelError
+from marrowscope.models import MeanOfNetworks
 
 Reshape = Callable[[Tensor], Tensor]
 """Output of a layer -> (B, C, rows, columns)."""
@@ -37,7 +38,8 @@ def target_layers(backbone: nn.Module, size: int, count: int = 1) -> list[Target
 
     Convolutional and hierarchical networks give a map (channels first, or last as in Swin). Plain transformers give
     tokens: there the target is the last block's first normalisation, because behind that block only the class token is
-    read and no gradient would reach the patches; and there is one target, as all blocks have the same grid.
+    read and no gradient would reach the patches; and there is one target, as all blocks have the same grid. Of networks
+    that answer together it is the layers of each.
 
     Args:
         backbone: Any timm network.
@@ -47,6 +49,12 @@ def target_layers(backbone: nn.Module, size: int, count: int = 1) -> list[Target
     Raises:
         ModelError: No ``feature_info``, or a layer whose output has no known place on the picture.
     """
+    if isinstance(backbone, MeanOfNetworks):
+        return [
+            replace(target, name=f"members.{i}.{target.name}")
+            for i, member in enumerate(backbone.members)
+            for target in target_layers(member, size, count)
+        ]
     info = getattr(backbone, "feature_info", None)
     stages = [dict(f) for f in (getattr(info, "info", info) or ())]
     if not stages:

@@ -378,6 +378,14 @@ def _data(content: Content) -> list[str]:
     return [*lines, ""]
 
 
+def _training(card: Card) -> list[tuple[str, object]]:
+    if card.members:
+        return [
+            (f"training of {m.name}", f"{m.epochs} epochs, best {m.best_epoch}, seed {m.seed}") for m in card.members
+        ]
+    return [("epochs", f"{card.epochs}, best {card.best_epoch}"), ("seed", card.seed)]
+
+
 def _card(card: Card) -> list[str]:
     rows: list[tuple[str, object]] = [
         ("name", card.name),
@@ -386,8 +394,7 @@ def _card(card: Card) -> list[str]:
         ("pretrained", card.pretrained),
         ("class set", card.class_set),
         ("input", f"{card.preprocessing.size} px, crop {card.preprocessing.crop:g}"),
-        ("epochs", f"{card.epochs}, best {card.best_epoch}"),
-        ("seed", card.seed),
+        *_training(card),
         ("weights SHA-256", card.weights_sha256),
         ("program", card.program),
         ("intended use", card.intended_use),

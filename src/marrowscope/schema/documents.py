@@ -147,6 +147,17 @@ class CardAcceptance(Frozen):
     assurance: float | None = Field(default=None, gt=0.0, lt=1.0)
 
 
+class CardMember(Frozen):
+    """One of the networks that a model is the mean of, as its own card describes it."""
+
+    name: str
+    architecture: str
+    seed: int
+    epochs: int
+    best_epoch: int
+    weights_sha256: str
+
+
 class Card(Document):
     """What a model is (card.json, and the metadata of an ONNX file)."""
 
@@ -158,6 +169,9 @@ class Card(Document):
     parameters: int
     pretrained: str
     teachers: tuple[str, ...] = Field(default=(), description="names of the models whose answers it learnt from")
+    members: tuple[CardMember, ...] = Field(
+        default=(), description="the networks whose mean it is; seed, epochs and best_epoch are then of the first"
+    )
     class_set: str
     codes: tuple[str, ...]
     preprocessing: Preprocessing
