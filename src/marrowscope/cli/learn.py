@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from marrowscope.cli.common import EXIT_STOPPED, need_torch, progress_bar
+
+if TYPE_CHECKING:
+    from marrowscope.export import Precision
 
 
 def train(
@@ -151,19 +154,22 @@ def export(
     fp16: Annotated[
         bool, typer.Option("--fp16", help="Store the weights in 16 bits: half of the size, not faster.")
     ] = False,
+    int8_weights: Annotated[
+        bool, typer.Option("--int8-weights", help="Store the weights in eight bits: a quarter of the size, not faster.")
+    ] = False,
 ) -> None:
     """Write a run's best model as one ONNX file.
 
     It is checked against the checkpoint, and not written if it answers differently.
     """
-    if int8 and fp16:
-        raise typer.BadParameter("Give --int8 or --fp16, not both.")
+    wanted: dict[Precision, bool] = {"int8": int8, "fp16": fp16, "int8-weights": int8_weights}
+    chosen = [precision for precision, on in wanted.items() if on]
+    if len(chosen) > 1:
+        raise typer.BadParameter(f"Give one of --{' and --'.join(chosen)}.")
     need_torch("Exporting")
     from marrowscope.export import export_onnx
 
     with progress_bar("fit") as progress:
-        parity = export_onnx(
-            run, output, precision="int8" if int8 else "fp16" if fp16 else "fp32", data=data, progress=progress
-        )
+        parity = export_onnx(run, output, precision=chosen[0] if chosen else "fp32", data=data, progress=progress)
     for line in parity.lines():
         typer.echo(f"{output}: {line}")

@@ -25,10 +25,10 @@ SCORE_TOLERANCE = 1e-3
 """An ood_score of the fp32 file may differ from the checkpoint's by less than this share of it, or of 1 if smaller."""
 
 SAME_ANSWERS = 0.99
-"""Least share of validation cells on which an int8 or fp16 file gives the answer of the fp32 file."""
+"""Least share of validation cells on which a smaller file gives the answer of the fp32 file."""
 
 LOST_ACCURACY = 0.005
-"""Most accuracy on validation that an int8 or fp16 file may lose."""
+"""Most accuracy on validation that a smaller file may lose."""
 
 PAYS_FROM = 1.3
 """An int8 file that is not this many times as fast as fp32 isn't worth its loss."""
@@ -42,14 +42,14 @@ Logits = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Parity:
-    """How far an ONNX file is from its checkpoint, and what it costs; from `agreement` on, of fp16 and int8 only.
+    """How far an ONNX file is from its checkpoint, and what it costs; from `agreement` on, of smaller files only.
 
     Attributes:
         pictures: Number of pictures compared.
         real: Whether they were cells of the run's data (or noise, where the data are not at hand).
         max_difference: Largest absolute difference of a probability: of the checkpoint and the fp32 file, or of the
             fp32 file and the smaller one.
-        precision: ``fp32``, ``fp16`` or ``int8``.
+        precision: ``fp32``, ``fp16``, ``int8-weights`` or ``int8``.
         agreement: Share of validation cells with the fp32 file's answer.
         accuracy: On validation.
         accuracy_change: Less that of the fp32 file, on the same cells.

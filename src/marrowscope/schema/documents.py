@@ -182,7 +182,7 @@ class Card(Document):
     validation: dict[str, float]
     test: dict[str, Figure] = Field(default_factory=dict)
     weights_sha256: str
-    precision: Literal["fp32", "fp16", "int8"] = "fp32"
+    precision: Literal["fp32", "fp16", "int8-weights", "int8"] = "fp32"
     scaling: CardScaling | None = None
     conformal: tuple[CardConformal, ...] = ()
     novelty: CardNovelty | None = None
