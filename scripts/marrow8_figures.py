@@ -61,13 +61,20 @@ def without_art(table: Predictions) -> WithoutArt:
 def headline(run: Path) -> str:
     """One row of the table of models."""
     card, found = Card.read(run / "card.json"), Evaluation.read(run / "evaluation.json")
-    minutes = sum(row["seconds"] for row in read_metrics(run / "metrics.csv")) / 60
     table = Predictions.read(run / "predictions.csv")
     figures = " | ".join(str(found.figures[name]) for name in HEADLINE if name in found.figures)
     return (
-        f"| {card.name} | {card.architecture} | {card.preprocessing.size} px | {card.epochs} epochs, {minutes:.0f} min"
+        f"| {card.name} | {card.architecture} | {card.preprocessing.size} px | {training(run, card)}"
         f" | {figures} | {without_art(table)} |"
     )
+
+
+def training(run: Path, card: Card) -> str:
+    """How long a run took, or what it was joined from."""
+    if card.members:
+        return "the mean of " + ", ".join(m.name for m in card.members)
+    minutes = sum(row["seconds"] for row in read_metrics(run / "metrics.csv")) / 60
+    return f"{card.epochs} epochs, {minutes:.0f} min"
 
 
 def spread(runs: list[Path]) -> list[str]:

@@ -130,9 +130,10 @@ def _of(kind: type[D], name: str, command: str, part: Callable[[D], str]) -> Cal
 def model(run: Path) -> str:
     """Which model a record is of."""
     card = Card.read(run / "card.json")
+    epochs = " and ".join(f"{m.best_epoch} of {m.epochs}" for m in card.members or (card,))
     return (
         f"`{card.name}`: {card.architecture}, {card.preprocessing.size} px, {card.parameters:,} parameters, epoch "
-        f"{card.best_epoch} of {card.epochs}; weights SHA-256 {card.weights_sha256[:16]}…; {card.program}."
+        f"{epochs}; weights SHA-256 {card.weights_sha256[:16]}…; {card.program}."
     )
 
 
