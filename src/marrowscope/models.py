@@ -45,9 +45,10 @@ class CellClassifier(nn.Module):
 class MeanOfNetworks(nn.Module):
     """Several timm networks that answer together; for the rest of the package it is one more timm network.
 
-    Input: (B, 3, size, size), normalised. Output: the logarithm of the mean of their probabilities (B, C), so that
-    its softmax is that mean (Lakshminarayanan et al. 2017, arXiv:1612.01474, section 2.4). Its features are theirs, one
-    after the other.
+    Input: (B, 3, size, size), normalised. Output: logits (B, C) whose softmax is the mean of their probabilities
+    (Lakshminarayanan et al. 2017, arXiv:1612.01474, section 2.4), and whose logsumexp, the negative energy by which a
+    strange picture may be told (Liu et al. 2020, arXiv:2010.03759), is the mean of theirs; those of one network are its
+    own. Its features are theirs, one after the other.
     """
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
@@ -64,7 +65,9 @@ class MeanOfNetworks(nn.Module):
         parts = [m.forward_head(i, pre_logits=pre_logits) for m, i in zip(self._networks(), inside, strict=True)]
         if pre_logits:
             return torch.cat([p.flatten(1) for p in parts], dim=1)
-        return torch.stack(parts).float().log_softmax(2).logsumexp(0) - math.log(len(parts))
+        logits = torch.stack(parts).float()
+        log_mean_BC = logits.log_softmax(2).logsumexp(0) - math.log(len(parts))
+        return log_mean_BC + logits.logsumexp(2, keepdim=True).mean(0)
 
     def get_classifier(self) -> tuple[nn.Module, ...]:
         return tuple(m.get_classifier() for m in self._networks())

@@ -28,7 +28,7 @@ from marrowscope.score import evaluate_run, predict_part
 from marrowscope.train import train
 from marrowscope.train.join import join
 from marrowscope.train.schedule import make_optimizer
-from marrowscope.triage import calibrated
+from marrowscope.triage import calibrated, energy
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -64,7 +64,9 @@ def test_it_answers_with_the_mean_of_the_probabilities(runs: list[Path], joined:
     alone = [cell_outputs(load_run_model(run)[0], images) for run in runs]
     mean = np.mean([_softmax(o.logits_NC) for o in alone], axis=0)
     np.testing.assert_allclose(_softmax(together.logits_NC), mean, atol=1e-6)
-    np.testing.assert_allclose(np.exp(together.logits_NC).sum(1), 1, atol=1e-5)
+    np.testing.assert_allclose(
+        energy(together.logits_NC), np.mean([energy(o.logits_NC) for o in alone], axis=0), atol=1e-5
+    )
     np.testing.assert_array_equal(together.features_ND, np.concatenate([o.features_ND for o in alone], axis=1))
     with torch.no_grad():
         pixels = torch.from_numpy(np.stack([images.load(i) for i in range(len(images))])).permute(0, 3, 1, 2)
@@ -74,6 +76,13 @@ def test_it_answers_with_the_mean_of_the_probabilities(runs: list[Path], joined:
     assert card.validation["val_accuracy"] == pytest.approx(right.mean())
     picked = mean[np.arange(len(mean)), images.labels]
     assert card.validation["val_loss"] == pytest.approx(-np.log(picked).mean(), abs=1e-5)
+
+
+def test_the_mean_of_one_network_is_that_network(tiny_run: Path) -> None:
+    model, _ = load_run_model(tiny_run)
+    pictures = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.allclose(MeanOfNetworks([model.backbone])(pictures), model.backbone(pictures), atol=1e-5)
 
 
 def test_its_card_names_every_member(runs: list[Path], joined: Path) -> None:
