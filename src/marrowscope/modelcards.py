@@ -14,6 +14,13 @@ from marrowscope import infer
 from marrowscope.cells import CLASS_SETS, cell_class
 from marrowscope.schema import Card
 
+_PRECISION = {
+    "fp32": "in fp32",
+    "fp16": "stored in fp16",
+    "int8-weights": "stored in int8",
+    "int8": "in int8",
+}
+
 
 class BundledModel(NamedTuple):
     """A model that comes with the package, and the size of its file in bytes."""
@@ -74,7 +81,7 @@ def card_markdown(card: Card) -> str:
         ),
         "## What it is",
         "",
-        f"- Network: {card.architecture}, {card.parameters:,} weights, in {card.precision}.",
+        f"- Network: {card.architecture}, {card.parameters:,} weights, {_PRECISION[card.precision]}.",
         *_training(card, start or f"the weights {card.pretrained}"),
         *(
             [f"- It learnt from the answers of {' and '.join(card.teachers)} as well (distillation)."]
@@ -118,8 +125,8 @@ def card_markdown(card: Card) -> str:
 def _training(card: Card, start: str) -> list[str]:
     if card.members:
         return [
-            f"- It answers with the mean of the probabilities of {len(card.members)} networks, each from {start};",
-            "  the weights of each are those of the epoch which did best on validation cells:",
+            f"- It answers with the mean of the probabilities of {len(card.members)} networks, trained one by one from",
+            f"  {start}; the weights of each are those of the epoch which did best on validation cells:",
             *(
                 f"  - {m.name}: {m.architecture}, seed {m.seed}, epoch {m.best_epoch} of {m.epochs}."
                 for m in card.members
