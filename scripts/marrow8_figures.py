@@ -134,8 +134,10 @@ def served(run: Path, data: Path) -> str:
     judged, all_cells = Predictions.read(run / "predictions.csv"), Predictions.read(run / "all.csv")
     place = {p: i for i, p in enumerate(all_cells.paths)}
     same = all_cells.probs_NC[[place[str(data / p)] for p in judged.paths]]
+    kept = int((same.argmax(1) == judged.probs_NC.argmax(1)).sum())
     return (
-        f"{run}: {len(same)} test cells, largest difference of a probability {np.abs(same - judged.probs_NC).max():.1e}"
+        f"{run}: {len(same)} test cells, {kept} of the same answer, largest difference of a probability "
+        f"{np.abs(same - judged.probs_NC).max():.1e}"
     )
 
 

@@ -118,8 +118,7 @@ def test_later_stages_take_it_as_any_run(joined: Path, cells: Path, tmp_path: Pa
     pixels = np.stack([images.load(i) for i in range(len(images))])
     expected = calibrated(card, cell_outputs(model, images).logits_NC)
     np.testing.assert_allclose(served.probabilities(pixels), expected, atol=1e-5)
-    if (run / "index.csv").exists():
-        assert len(read_index(run / "index.csv")) == 30
+    assert len(read_index(run / "index.csv")) == 30
 
 
 def test_it_can_teach(joined: Path, cells: Path, tiny_recipe: MakeRecipe, tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def export(
         bool, typer.Option("--fp16", help="Store the weights in 16 bits: half of the size, not faster.")
     ] = False,
     int8_weights: Annotated[
-        bool, typer.Option("--int8-weights", help="Store the weights in eight bits: a quarter of the size, not faster.")
+        bool, typer.Option("--int8-weights", help="Store the weights in eight bits: a third of the size, not faster.")
     ] = False,
 ) -> None:
     """Write a run's best model as one ONNX file.

@@ -82,8 +82,8 @@ def export_onnx(
     processors, and would convert to and fro at each layer; so the weights are converted once, when the file is opened.
     Half the size, and the speed of fp32.
 
-    ``int8-weights``: weights stored as int8, computed in float32; a quarter of the size, likewise at the speed of fp32.
-    Unlike int8 it rounds no activations, and so suits networks that int8 spoils (those of depthwise convolutions).
+    ``int8-weights``: weights stored as int8, computed in float32; a quarter to a third of the size, at the speed
+    of fp32. Unlike int8 it rounds no activations, and so suits networks that int8 spoils.
 
     ``int8``: matrix products and convolutions in eight bits, static: weights per channel, activations by ranges from
     training cells (`CALIBRATION`), so that an answer doesn't depend on the other pictures of a batch, as it would with

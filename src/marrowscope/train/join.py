@@ -21,12 +21,13 @@ from marrowscope.data.provenance import is_synthetic
 from marrowscope.data.split import check_split
 from marrowscope.datasets import CellImages
 from marrowscope.errors import ModelError, SplitError, TrainingError
-from marrowscope.evaluate.metrics import accuracy_score, confusion_matrix, f1_scores, macro_score
+from marrowscope.evaluate.metrics import confusion_matrix
 from marrowscope.files import make_folder, sha256_file, write_text
 from marrowscope.models import CellClassifier, MeanOfNetworks, load_run_model
 from marrowscope.outputs import cell_outputs
 from marrowscope.schema import Card, CardMember, RunInfo, Split
 from marrowscope.train.checkpoint import save_tensors
+from marrowscope.train.loop import validation_scores
 from marrowscope.train.runtime import versions
 
 
@@ -151,11 +152,7 @@ def _validation_scores(model: CellClassifier, recipe: Recipe, split: Split, data
     logits = torch.from_numpy(cell_outputs(model, images).logits_NC)
     labels = torch.from_numpy(images.labels)
     counts = confusion_matrix(images.labels, logits.argmax(1).numpy(), len(recipe.codes))
-    return {
-        "val_loss": float(F.cross_entropy(logits, labels)),
-        "val_accuracy": float(accuracy_score(counts)),
-        "val_macro_f1": float(macro_score(f1_scores(counts), counts, counts.sum(1) > 0)),
-    }
+    return validation_scores(float(F.cross_entropy(logits, labels)), counts)
 
 
 def _card(members: Sequence[_Member], recipe: Recipe, scores: dict[str, float], weights: Path) -> Card:

@@ -18,7 +18,7 @@ from marrowscope.augment import Augment, mix, while_reading
 from marrowscope.config import Recipe
 from marrowscope.datasets import Batch, CellImages, Indices, batches, epoch_order
 from marrowscope.errors import ModelError
-from marrowscope.evaluate.metrics import accuracy_score, f1_scores, macro_score
+from marrowscope.evaluate.metrics import Integers, accuracy_score, f1_scores, macro_score
 from marrowscope.models import CellClassifier
 from marrowscope.train.checkpoint import Progress
 from marrowscope.train.distil import Teachers, resized
@@ -258,8 +258,13 @@ def validate(learner: Learner) -> dict[str, float]:
     network.train(was_training)
     sums = fabric.all_reduce(sums, reduce_op="sum")  # type: ignore[assignment]
     counts = fabric.all_reduce(confusion, reduce_op="sum").cpu().numpy()  # type: ignore[union-attr]
+    return validation_scores(float(sums[0] / sums[1]), counts)
+
+
+def validation_scores(loss: float, counts_CC: Integers) -> dict[str, float]:
+    """What metrics.csv and a card say of validation, from the mean loss and the confusion matrix."""
     return {
-        "val_loss": float(sums[0] / sums[1]),
-        "val_accuracy": float(accuracy_score(counts)),
-        "val_macro_f1": float(macro_score(f1_scores(counts), counts, np.ones(learner.n_classes, bool))),
+        "val_loss": loss,
+        "val_accuracy": float(accuracy_score(counts_CC)),
+        "val_macro_f1": float(macro_score(f1_scores(counts_CC), counts_CC, np.ones(len(counts_CC), bool))),
     }
