@@ -142,6 +142,9 @@ def test_predict_says_what_evaluate_says(run: Path, cells: Path, tmp_path: Path,
     parity = export_onnx(run, tmp_path / "m.onnx")
     assert (parity.score_difference is None) == (method == "energy")
     onnx.checker.check_model(str(tmp_path / "m.onnx"), full_check=True)
+    graph = onnx.load(tmp_path / "m.onnx").graph
+    unused = {i.name for i in graph.initializer} - {i for node in graph.node for i in node.input}
+    assert not unused, "ONNX Runtime warns of each when others load the file"
     served = Classifier.load(tmp_path / "m.onnx")
     assert served.card == Card.read(run / "card.json")
     predict_files(served, [str(cells / p) for p in ours.paths], tmp_path / "p.csv")

@@ -167,9 +167,6 @@ def with_novelty(proto: onnx.ModelProto, statistics: Statistics, method: str) ->
         "middle": np.array([1], dtype=np.int64),
         "last": np.array([-1], dtype=np.int64),
     }
-    for name, array in constants.items():
-        stored = array if array.dtype == np.int64 else array.astype(np.float32)
-        out.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(stored), f"{SCORE}.{name}"))
 
     def add(op: str, inputs: str, output: str, **attributes: Any) -> None:
         names = [i if i == FEATURES else f"{SCORE}.{i}" for i in inputs.split()]
@@ -197,6 +194,11 @@ def with_novelty(proto: onnx.ModelProto, statistics: Statistics, method: str) ->
         add("Mul", "outside_distance rest", "outside_scaled")
         add("Add", "nearest outside_scaled", "total")
         add("Mul", "total share", SCORE)
+    used = {i for node in out.graph.node for i in node.input}
+    for name, array in constants.items():
+        stored = array if array.dtype == np.int64 else array.astype(np.float32)
+        if f"{SCORE}.{name}" in used:  # ONNX Runtime warns of what no node takes
+            out.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(stored), f"{SCORE}.{name}"))
     batch = next(o for o in out.graph.output if o.name == FEATURES).type.tensor_type.shape.dim[0].dim_param
     out.graph.output.append(helper.make_tensor_value_info(SCORE, TensorProto.FLOAT, [batch or "batch"]))
     return out
