@@ -1,4 +1,4 @@
-"""The scripts that go with training: curves of several runs, and self-supervised learning before fine-tuning."""
+"""The scripts that go with training: curves of several runs, self-supervised learning, a run from an exported file."""
 
 from __future__ import annotations
 
@@ -9,14 +9,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from marrowscope.config import Recipe, recipe_toml
-from marrowscope.models import build_model
-from marrowscope.schema import Split, read_metrics, write_metrics
+from marrowscope.datasets import CellImages
+from marrowscope.errors import ModelError, SplitError, TrainingError
+from marrowscope.export import export_onnx
+from marrowscope.infer import Classifier
+from marrowscope.models import build_model, load_run_model
+from marrowscope.outputs import cell_outputs
+from marrowscope.schema import Card, Split, read_metrics, write_metrics
+from marrowscope.score import evaluate_run
 from marrowscope.train import train
+from marrowscope.train.join import join
 from marrowscope.train.sweep import sweep
 
 SCRIPTS = Path(__file__).parent.parent.parent / "scripts"
@@ -152,3 +161,70 @@ def test_the_loss_is_that_of_its_paper(script: Callable[[str], Any]) -> None:
     unit = a / a.norm(dim=1, keepdim=True)
     b = torch.tensor([[0.0, 1.0], [0.6, 0.8]])
     assert learn.regression_loss(a, b) == pytest.approx(((unit - b) ** 2).sum(1).mean().item())
+
+
+@pytest.fixture(scope="module")
+def two(
+    tiny_run: Path, tiny_recipe: Callable[..., Recipe], cells: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The mean of two networks, judged and calibrated."""
+    out = tmp_path_factory.mktemp("two")
+    train(tiny_recipe(seed=4), data=cells, out=out / "b", split=tiny_run / "split.csv", quiet=True)
+    join([tiny_run, out / "b"], out / "mean", name="two")
+    evaluate_run(out / "mean")
+    return out / "mean"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8-weights"])
+def test_a_file_becomes_a_run_that_answers_as_it_does_and_teaches(
+    script: Callable[[str], Any],
+    two: Path,
+    tiny_recipe: Callable[..., Recipe],
+    cells: Path,
+    tmp_path: Path,
+    precision: str,
+) -> None:
+    export_onnx(two, tmp_path / "two.onnx", precision=precision)
+    split = Split.read(two / "split.csv")
+    script("run_from_file").run_from_file(str(tmp_path / "two.onnx"), tiny_recipe(), split, tmp_path / "again")
+    model, card = load_run_model(tmp_path / "again")
+    assert (card.name, card.precision, len(card.members)) == ("two", "fp32", 2)
+    images = CellImages(cells, split.part("test"), card.codes, card.preprocessing)
+    served = Classifier.load(tmp_path / "two.onnx")
+    pixels = np.stack([images.load(i) for i in range(len(images))])
+    np.testing.assert_allclose(cell_outputs(model, images).logits_NC, served.logits(pixels), atol=1e-4)
+    student = tiny_recipe(distil={"teacher": str(tmp_path / "again")}, schedule__epochs=1, schedule__warmup_epochs=0)
+    train(student, data=cells, out=tmp_path / "student", split=two / "split.csv", quiet=True)
+    assert Card.read(tmp_path / "student" / "card.json").teachers == ("two",)
+
+
+def test_a_file_that_can_not_teach_is_refused_before_anything_is_written(
+    script: Callable[[str], Any],
+    tiny_run: Path,
+    tiny_recipe: Callable[..., Recipe],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module, out = script("run_from_file"), tmp_path / "again"
+    recipe, split, file = tiny_recipe(), Split.read(tiny_run / "split.csv"), tmp_path / "tiny.onnx"
+    export_onnx(tiny_run, file)
+    fewer = dict(split.info.counts) | {"val": dict.fromkeys(split.info.codes, 7)}
+    other = Split(split.rows, split.info.model_copy(update={"counts": fewer}))
+    with pytest.raises(SplitError, match="trained on another split"):
+        module.run_from_file(str(file), recipe, other, out)
+    with pytest.raises(TrainingError, match="holds a run already"):
+        module.run_from_file(str(file), recipe, split, tiny_run)
+    proto = onnx.load(file)
+    names = {"model.backbone.fc.weight": "weight"}
+    for part in (*proto.graph.initializer, *proto.graph.node):
+        if isinstance(part, onnx.TensorProto):
+            part.name = names.get(part.name, part.name)
+        else:
+            part.input[:] = [names.get(i, i) for i in part.input]
+    onnx.save(proto, tmp_path / "renamed.onnx")
+    with pytest.raises(ModelError, match=r"no tensor of backbone\.fc\.weight"):
+        module.run_from_file(str(tmp_path / "renamed.onnx"), recipe, split, out)
+    monkeypatch.setattr(module, "unfold", lambda network, graph: None)
+    with pytest.raises(ModelError, match=r"answers otherwise than .*tiny\.onnx"):
+        module.run_from_file(str(file), recipe, split, out)
+    assert not out.exists()
