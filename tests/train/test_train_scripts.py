@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from marrowscope.config import Recipe, recipe_toml
 from marrowscope.datasets import CellImages
 from marrowscope.errors import ModelError, SplitError, TrainingError
-from marrowscope.export import export_onnx
+from marrowscope.export import Precision, export_onnx
 from marrowscope.infer import Classifier
 from marrowscope.models import build_model, load_run_model
 from marrowscope.outputs import cell_outputs
@@ -182,7 +182,7 @@ def test_a_file_becomes_a_run_that_answers_as_it_does_and_teaches(
     tiny_recipe: Callable[..., Recipe],
     cells: Path,
     tmp_path: Path,
-    precision: str,
+    precision: Precision,
 ) -> None:
     export_onnx(two, tmp_path / "two.onnx", precision=precision)
     split = Split.read(two / "split.csv")
