@@ -86,8 +86,8 @@ def check_split(card: Card, split: Split) -> None:
     info, data = split.info, card.training_data
     if info.index_sha256 != data.index_sha256 or info.counts != data.counts:
         raise SplitError(
-            f"{card.name} was trained on another split: its card has {data.counts}, the split {info.counts} "
-            "(and both have the hash of the index that they are of)."
+            f"{card.name} was trained on another split: of the index {data.index_sha256[:12]} its card counts "
+            f"{data.counts}, and this one of {info.index_sha256[:12]} {info.counts}. Give the split of its training."
         )
 
 
