@@ -48,7 +48,7 @@ from marrowscope.train.checkpoint import (
 from marrowscope.train.distil import check_unseen, keep_record, load_teachers, training_spec
 from marrowscope.train.loop import Learner, train_epoch, validate
 from marrowscope.train.progress import Reporter, TrainingReport
-from marrowscope.train.runtime import StopWish, compiled, make_fabric, synchronised, versions
+from marrowscope.train.runtime import StopWish, choose_attention, compiled, make_fabric, synchronised, versions
 from marrowscope.train.schedule import Ema, make_optimizer
 from marrowscope.train.tally import STEPS_BETWEEN_LOOKS
 
@@ -261,6 +261,7 @@ def _make_learner(fabric: Fabric, recipe: Recipe, data: Path, out: Path, split: 
     if recipe.engine.channels_last:
         module = module.to(memory_format=torch.channels_last)
     module = synchronised(module.to(fabric.device), fabric)
+    choose_attention(module, recipe.engine, fabric)
     ema = Ema(module, copy.deepcopy(module), recipe.engine.ema) if recipe.engine.ema else None
     network = compiled(module, fabric) if recipe.engine.compile else module
     model, optimizer = fabric.setup(network, make_optimizer(module, recipe.optimizer))

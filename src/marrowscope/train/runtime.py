@@ -83,6 +83,18 @@ def synchronised(module: CellClassifier, fabric: Fabric) -> CellClassifier:
     return converted
 
 
+def choose_attention(module: CellClassifier, config: EngineConfig, fabric: Fabric) -> None:
+    """Let the network's attention layers (those of timm that leave a choice) work as the recipe says, in place.
+
+    Without tile instructions (AMX), training through torch's fused attention for CPUs is slower than through matrix
+    products (benchmarks/attention.py).
+    """
+    if config.attention == "plain" or (config.attention == "auto" and fabric.device.type == "cpu"):
+        for layer in module.modules():
+            if hasattr(layer, "fused_attn"):
+                layer.fused_attn = False  # type: ignore[assignment]
+
+
 def compiled(module: CellClassifier, fabric: Fabric) -> nn.Module:
     """The same network, which torch.compile turns into code of its own at the first step.
 
