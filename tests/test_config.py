@@ -100,7 +100,6 @@ def test_recipes_keep_the_hash_that_their_runs_were_begun_with() -> None:
     later: dict[str, Any] = {
         "loss__logit_adjustment": 0.0,
         "schedule__head_epochs": 0,
-        "optimizer__head_rate": 1.0,
         "engine__compile": False,
         "engine__attention": "auto",
         "distil": {},
@@ -109,7 +108,6 @@ def test_recipes_keep_the_hash_that_their_runs_were_begun_with() -> None:
     new: dict[str, Any] = {
         "loss__logit_adjustment": 1.0,
         "schedule__head_epochs": 1,
-        "optimizer__head_rate": 10.0,
         "engine__compile": True,
         "engine__attention": "plain",
         "distil": {"teacher": "x"},

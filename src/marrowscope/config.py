@@ -195,7 +195,6 @@ class OptimizerConfig(Frozen):
         weight_decay: Not applied to biases, norms and position embeddings.
         layer_decay: Factor from each block to the one below it (Bao et al. 2021); 1 is off.
         clip: Largest norm of the whole gradient; 0 is off.
-        head_rate: Peak learning rate of the classifier, which starts at random, as a multiple of the others'.
     """
 
     name: Literal["adamw", "adam"] = "adamw"
@@ -203,11 +202,6 @@ class OptimizerConfig(Frozen):
     weight_decay: float = Field(default=0.0, ge=0.0, le=1.0)
     layer_decay: float = Field(default=1.0, gt=0.0, le=1.0)
     clip: float = Field(default=1.0, ge=0.0)
-    head_rate: float = Field(default=1.0, gt=0.0, le=10_000)
-
-    @model_serializer(mode="wrap")
-    def _without_what_is_new(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_defaults(self, handler(self), ("head_rate",))
 
 
 class ScheduleConfig(Frozen):
@@ -253,8 +247,8 @@ class EngineConfig(Frozen):
         checkpoint_minutes: A checkpoint is also written within an epoch when the last is older than this.
         monitor: Validation score that chooses the best epoch.
         compile: Let torch.compile make code for the network first: minutes at the start, faster steps afterwards.
-        attention: ``fused`` (torch's scaled_dot_product_attention), ``plain`` (matrix products and a softmax: faster
-            in training on CPUs, with more memory), or ``auto``: plain on a CPU, else fused.
+        attention: ``fused`` (torch's scaled_dot_product_attention), ``plain`` (matrix products and a softmax, which
+            take more memory), or ``auto``: plain where that trains faster, in bf16 on a CPU without AMX.
     """
 
     batch_size: int = Field(default=32, ge=2, le=65_536)

@@ -8,21 +8,19 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import marrowscope.train.loop as loop
+import marrowscope.train.runtime as runtime
 from marrowscope.config import LossConfig, Recipe
 from marrowscope.datasets import Batch, Indices
-from marrowscope.errors import ModelError, TrainingError
+from marrowscope.errors import TrainingError
 from marrowscope.models import build_model
 from marrowscope.train import train
 from marrowscope.train.checkpoint import load_state
 from marrowscope.train.losses import distillation_loss, logit_offsets, smooth_targets, soft_cross_entropy
-from marrowscope.train.runtime import choose_attention
-from marrowscope.train.schedule import make_optimizer, set_learning_rate
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -136,47 +134,6 @@ def test_for_the_first_epochs_only_the_classifier_learns(
     assert all(torch.equal(end[k], resumed[k]) for k in end)
 
 
-@pytest.mark.parametrize(
-    ("layer_decay", "network"), [(1.0, "test_vit"), (0.5, "test_vit"), (0.5, "test_vit + test_vit")]
-)
-def test_the_classifier_has_a_learning_rate_of_its_own(
-    tiny_recipe: MakeRecipe, layer_decay: float, network: str
-) -> None:
-    def rates(head_rate: float) -> dict[str, tuple[float, float]]:
-        recipe = tiny_recipe(
-            model__name=network,
-            image__size=64,
-            optimizer__layer_decay=layer_decay,
-            optimizer__weight_decay=0.1,
-            optimizer__head_rate=head_rate,
-        )
-        model = build_model(recipe.model, 3, recipe.image)
-        optimizer = make_optimizer(model, recipe.optimizer)
-        set_learning_rate(optimizer, 0.1)
-        found = {id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
-        assert sum(len(g["params"]) for g in optimizer.param_groups) == len(found), "each parameter once"
-        return {name: found[id(p)] for name, p in model.named_parameters()}
-
-    plain, faster = rates(1.0), rates(20.0)
-    heads = {name for name in plain if ".head." in name}
-    assert len(heads) == 2 * (1 + network.count("+"))
-    assert all(faster[name] == (pytest.approx(20 * plain[name][0]), plain[name][1]) for name in heads)
-    assert all(faster[name] == plain[name] for name in plain.keys() - heads)
-    assert all(plain[name][0] == pytest.approx(0.1) for name in heads)
-
-
-@pytest.mark.parametrize(
-    "setting", [{"schedule__head_epochs": 1, "schedule__epochs": 2}, {"optimizer__head_rate": 10.0}]
-)
-def test_what_is_for_the_classifier_alone_is_refused_where_there_is_none(
-    tiny_recipe: MakeRecipe, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: dict[str, float]
-) -> None:
-    monkeypatch.setattr(timm.models.ResNet, "get_classifier", lambda self: nn.Identity())
-    name = next(iter(setting)).replace("__", r"\.")
-    with pytest.raises(ModelError, match=rf"{name}: this network has no classifier of its own"):
-        train(tiny_recipe(**setting), data=cells, out=tmp_path / "run", quiet=True)
-
-
 def test_in_several_processes_the_gradients_of_the_rest_are_dropped(
     tiny_recipe: MakeRecipe, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,16 +202,31 @@ def test_a_compiled_network_is_trained_and_saved_as_the_plain_one(
 
 
 @pytest.mark.parametrize(
-    ("asked", "device", "fused"),
-    [("auto", "cpu", False), ("auto", "cuda", True), ("fused", "cpu", True), ("plain", "cuda", False)],
+    ("asked", "device", "precision", "flags", "fused"),
+    [
+        ("auto", "cpu", "bf16-mixed", "avx512_bf16", False),
+        ("auto", "cpu", "bf16-mixed", "avx512_bf16 amx_bf16", True),
+        ("auto", "cpu", "32-true", "avx512_bf16", True),
+        ("auto", "cuda", "bf16-mixed", "avx512_bf16", True),
+        ("fused", "cpu", "bf16-mixed", "avx512_bf16", True),
+        ("plain", "cuda", "32-true", "", False),
+    ],
 )
-def test_attention_is_plain_where_the_recipe_or_the_device_says_so(
-    tiny_recipe: MakeRecipe, asked: str, device: str, fused: bool
+def test_attention_is_plain_where_that_trains_faster_or_the_recipe_asks_for_it(
+    tiny_recipe: MakeRecipe,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: str,
+    device: str,
+    precision: str,
+    flags: str,
+    fused: bool,
 ) -> None:
+    monkeypatch.setattr(runtime, "_cpu_flags", lambda: set(flags.split()))
+    fabric = SimpleNamespace(device=torch.device(device), _precision=SimpleNamespace(precision=precision))
     recipe = tiny_recipe(model__name="test_vit + test_vit", image__size=64, engine__attention=asked)
     module = build_model(recipe.model, 3, recipe.image).eval()
     before = module(pictures := 255 * torch.rand(2, 3, 64, 64))
-    choose_attention(module, recipe.engine, SimpleNamespace(device=torch.device(device)))  # type: ignore[arg-type]
+    runtime.choose_attention(module, recipe.engine, fabric)  # type: ignore[arg-type]
     found = [m.fused_attn for m in module.modules() if hasattr(m, "fused_attn")]
     assert len(found) == 2 * 6
     assert set(found) == {fused}

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from marrowscope.augment import Augment, mix, while_reading
 from marrowscope.config import Recipe
 from marrowscope.datasets import Batch, CellImages, Indices, batches, epoch_order
+from marrowscope.errors import ModelError
 from marrowscope.evaluate.metrics import Integers, accuracy_score, f1_scores, macro_score
 from marrowscope.models import CellClassifier
 from marrowscope.train.checkpoint import Progress
@@ -28,7 +29,7 @@ from marrowscope.train.losses import (
     smooth_targets,
     soft_cross_entropy,
 )
-from marrowscope.train.schedule import Ema, head_parameters, learning_rate_factor, set_learning_rate
+from marrowscope.train.schedule import Ema, learning_rate_factor, set_learning_rate
 from marrowscope.train.tally import Tally, not_finite
 
 StepReport = Callable[[Progress, int], None]
@@ -98,7 +99,7 @@ class Learner:
         """Get ready for training steps: of all that learns, or of the classifier alone."""
         self.model.train()
         learning = [p for g in self.optimizer.param_groups for p in g["params"]]
-        head = head_parameters(self.module, "schedule.head_epochs") if head_only else set()
+        head = _head_parameters(self.module) if head_only else set()
         self.frozen = [p for p in learning if id(p) not in head] if head_only else []
         frozen = set(map(id, self.frozen))
         for p in learning:
@@ -108,6 +109,14 @@ class Learner:
             for m in self.module.modules():
                 if isinstance(m, _BatchNorm):
                     m.eval()
+
+
+def _head_parameters(module: CellClassifier) -> set[int]:
+    heads: Any = module.backbone.get_classifier()  # type: ignore[operator]
+    found = {id(p) for h in (heads if isinstance(heads, tuple) else (heads,)) for p in h.parameters()}
+    if not found:
+        raise ModelError("schedule.head_epochs: this network has no classifier of its own that could learn alone.")
+    return found
 
 
 class Step(NamedTuple):

@@ -86,10 +86,13 @@ def synchronised(module: CellClassifier, fabric: Fabric) -> CellClassifier:
 def choose_attention(module: CellClassifier, config: EngineConfig, fabric: Fabric) -> None:
     """Let the network's attention layers (those of timm that leave a choice) work as the recipe says, in place.
 
-    Without tile instructions (AMX), training through torch's fused attention for CPUs is slower than through matrix
-    products (benchmarks/attention.py).
+    In bfloat16 on a CPU without tile instructions (AMX), training through matrix products is faster than through
+    torch's fused attention; in float32 it is slower (benchmarks/attention.py).
     """
-    if config.attention == "plain" or (config.attention == "auto" and fabric.device.type == "cpu"):
+    slow_fused = (
+        fabric.device.type == "cpu" and fabric._precision.precision == "bf16-mixed" and "amx_bf16" not in _cpu_flags()
+    )
+    if config.attention == "plain" or (config.attention == "auto" and slow_fused):
         for layer in module.modules():
             if hasattr(layer, "fused_attn"):
                 layer.fused_attn = False  # type: ignore[assignment]

@@ -10,7 +10,6 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay  # ty
 from torch import nn
 
 from marrowscope.config import OptimizerConfig, ScheduleConfig
-from marrowscope.errors import ModelError
 from marrowscope.models import CellClassifier
 
 
@@ -27,25 +26,8 @@ def learning_rate_factor(step: int, steps_per_epoch: int, config: ScheduleConfig
     return config.floor + (1 - config.floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def head_parameters(model: CellClassifier, setting: str) -> set[int]:
-    """Ids of the classifier's parameters, which `setting` of the recipe asks for.
-
-    Raises:
-        ModelError: The network has none.
-    """
-    heads: Any = model.backbone.get_classifier()  # type: ignore[operator]
-    found = {id(p) for h in (heads if isinstance(heads, tuple) else (heads,)) for p in h.parameters()}
-    if not found:
-        raise ModelError(f"{setting}: this network has no classifier of its own that could learn apart.")
-    return found
-
-
 def make_optimizer(model: CellClassifier, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Adam or AdamW with parameter groups: no decay on biases, norms and position embeddings; layer-wise rates.
-
-    Raises:
-        ModelError: The classifier is to have a rate of its own, and the network has none.
-    """
+    """Adam or AdamW with parameter groups: no decay on biases, norms and position embeddings; layer-wise rates."""
     backbone = model.backbone
     skip: set[str] = set(backbone.no_weight_decay()) if hasattr(backbone, "no_weight_decay") else set()  # type: ignore[operator]
     if config.layer_decay < 1:
@@ -56,22 +38,8 @@ def make_optimizer(model: CellClassifier, config: OptimizerConfig) -> torch.opti
         groups = param_groups_weight_decay(backbone, config.weight_decay, no_weight_decay_list=tuple(skip))
     for group in groups:
         group.setdefault("lr_scale", 1.0)
-    if config.head_rate != 1:
-        groups = _with_head_rate(groups, head_parameters(model, "optimizer.head_rate"), config.head_rate)
     kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
     return kind(groups, lr=config.learning_rate)
-
-
-def _with_head_rate(groups: list[dict[str, Any]], head: set[int], factor: float) -> list[dict[str, Any]]:
-    """The same groups, the classifier's parameters apart from the others and at another rate."""
-    apart = []
-    for group in groups:
-        for in_head in (False, True):
-            params = [p for p in group["params"] if (id(p) in head) == in_head]
-            if params:
-                scale = group["lr_scale"] * (factor if in_head else 1)
-                apart.append({**group, "params": params, "lr_scale": scale})
-    return apart
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
