@@ -115,9 +115,22 @@ def test_recipes_keep_the_hash_that_their_runs_were_begun_with() -> None:
     assert len({FIRST, *(digest(**{k: v}) for k, v in new.items())}) == 1 + len(new)
 
 
+def test_members_that_take_pictures_of_their_own_are_written_and_read(tmp_path: Path) -> None:
+    own = [{"size": 32}, {"size": 24, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.25]}]
+    recipe = parse_recipe(tiny_values(model__name="a + b", model__images=own), "t")
+    assert recipe.model.members == ("a", "b")
+    path = tmp_path / "joined.toml"
+    path.write_text(recipe_toml(recipe))
+    assert load_recipe(path) == recipe
+    assert load_recipe(path).model.images[1].std == (0.5, 0.5, 0.25)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"model__images": [{"size": 32}, {"size": 32}]}, "2 images for 1 network"),
+        ({"model__images": [{"size": 48}]}, "can't be made of the pictures of .image."),
+        ({"model__images": [{"size": 32, "crop": 0.5}]}, "can't be made of the pictures of .image."),
         ({"classes": "marrow-9"}, "Unknown class set"),
         ({"merge": {"NGB": "NGS"}}, "'NGB', which is not in BLA,LYT,NGS"),
         ({"merge": {"BLA": "LYT", "LYT": "NGS"}}, "merge a class once"),

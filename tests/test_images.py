@@ -349,6 +349,17 @@ def test_prepare_crop() -> None:
     assert (out[3:-3, 3:-3] == 90).all()
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
+def test_a_square_is_resized_by_its_matrix_as_by_prepare(interpolation: str) -> None:
+    spec = Preprocessing(size=25, interpolation=interpolation)  # type: ignore[arg-type]
+    pixels = np.random.default_rng(5).integers(70, 186, (40, 40, 3), dtype=np.uint8)  # nothing leaves 0..255
+    matrix = images.resize_matrix(40, spec)
+    assert (matrix.shape, matrix.dtype) == ((25, 40), np.float32)
+    np.testing.assert_allclose(matrix.sum(1), 1, atol=1e-6)
+    exact = np.einsum("ih,hwc,jw->ijc", matrix, pixels.astype(np.float32), matrix)
+    assert np.abs(exact - images.prepare(pixels, spec)).max() <= 1  # Pillow rounds to bytes after each of two passes
+
+
 def test_prepare_commutes_with_flips_and_turns() -> None:
     pixels, spec = smooth(50, 50), Preprocessing(size=33)
     for turn in (np.fliplr, np.flipud, np.rot90):

@@ -51,6 +51,8 @@ class ModelConfig(Frozen):
         dropout: Dropout before the classifier; 0 is off.
         patch_drop: Share of a ViT's patches left out of each training step (Liu et al. 2023, PatchDropout): more
             pixels for the same time, and a regulariser; 0 is off.
+        images: Of several networks, how each takes its pictures; empty where all do as [image] says. They may differ
+            from it in size, mean and std; each gets the picture of [image], resized within the network.
     """
 
     name: str
@@ -58,10 +60,22 @@ class ModelConfig(Frozen):
     drop_path: float = Field(default=0.0, ge=0.0, lt=1.0)
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     patch_drop: float = Field(default=0.0, ge=0.0, le=0.9)
+    images: tuple[Preprocessing, ...] = ()
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The names of the networks: one, or several that answer together."""
+        return tuple(name.strip() for name in self.name.split("+"))
 
     @model_serializer(mode="wrap")
     def _without_what_is_new(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_defaults(self, handler(self), ("patch_drop",))
+        return _without_defaults(self, handler(self), ("patch_drop", "images"))
+
+    @model_validator(mode="after")
+    def _an_image_for_each(self) -> ModelConfig:
+        if self.images and len(self.images) != len(self.members):
+            raise ValueError(f"{len(self.images)} images for {len(self.members)} network(s); give one for each")
+        return self
 
 
 class DataConfig(Frozen):
@@ -330,6 +344,17 @@ class Recipe(Frozen):
         return ", ".join([class_set(self.classes).name, *merged, *dropped])
 
     @model_validator(mode="after")
+    def _images_of_members(self) -> Recipe:
+        for own in self.model.images:
+            same = self.image.model_copy(update={"size": own.size, "mean": own.mean, "std": own.std})
+            if own != same or own.size > self.image.size:
+                raise ValueError(
+                    f"model.images: a network takes {own}, which can't be made of the pictures of [image], "
+                    f"{self.image}; it may differ in mean and std, and in a smaller size"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _balance_once(self) -> Recipe:
         ways = [
             text
@@ -413,8 +438,16 @@ def recipe_toml(recipe: Recipe) -> str:
     top, tables = [], []
     for key, value in recipe.model_dump(mode="json").items():
         if isinstance(value, dict):
-            lines = [f"{k} = {json.dumps(v)}" for k, v in value.items() if v is not None]
+            lines = [f"{k} = {_toml_text(v)}" for k, v in value.items() if v is not None]
             tables.append("\n".join([f"[{key}]", *lines]))
         else:
             top.append(f"{key} = {json.dumps(value)}")
     return "\n".join(top) + "\n\n" + "\n\n".join(tables) + "\n"
+
+
+def _toml_text(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k} = {_toml_text(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml_text, value)) + "]"
+    return json.dumps(value)

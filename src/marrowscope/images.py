@@ -265,6 +265,15 @@ def prepare(pixels_HWC: Pixels, spec: Preprocessing) -> Pixels:
     return _pixels(_cut(Image.fromarray(pixels_HWC), spec))
 
 
+def resize_matrix(size: int, spec: Preprocessing) -> npt.NDArray[np.float32]:
+    """float32 (spec.size, size): R, for which R @ X @ R.T is the square X of `size` pixels as `prepare` resizes it.
+
+    For what is made smaller within a network, where nothing is rounded to bytes, nor held within 0..255.
+    """
+    unit = Image.fromarray(np.eye(size, dtype=np.float32))
+    return np.asarray(unit.resize((size, spec.size), _FILTERS[spec.interpolation]), dtype=np.float32)
+
+
 def _cut(image: Image.Image, spec: Preprocessing) -> Image.Image:
     """The central square at the model's size."""
     width, height = image.size

@@ -128,7 +128,8 @@ def _training(card: Card, start: str) -> list[str]:
             f"- It answers with the mean of the probabilities of {len(card.members)} networks, trained one by one from",
             f"  {start}; the weights of each are those of the epoch which did best on validation cells:",
             *(
-                f"  - {m.name}: {m.architecture}, seed {m.seed}, epoch {m.best_epoch} of {m.epochs}."
+                f"  - {m.name}: {m.architecture}{f' at {m.input_px} px' if m.input_px else ''}, seed {m.seed}, "
+                f"epoch {m.best_epoch} of {m.epochs}."
                 for m in card.members
             ),
         ]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from marrowscope.config import ModelConfig, load_recipe
 from marrowscope.errors import ModelError
 from marrowscope.files import sha256_file
+from marrowscope.images import resize_matrix
 from marrowscope.schema import Card, Preprocessing
 
 
@@ -42,6 +43,34 @@ class CellClassifier(nn.Module):
         return logits
 
 
+class MemberInput(nn.Module):
+    """What the networks of a mean share as a picture, made into what one of them takes: its size, its normalisation.
+
+    Input: (B, 3, shared.size, shared.size), normalised as `shared` says. Output: (B, 3, own.size, own.size), as `own`.
+
+    Attributes:
+        size: Side of the output in pixels.
+    """
+
+    scale: Tensor
+    shift: Tensor
+    resize: Tensor | None
+
+    def __init__(self, shared: Preprocessing, own: Preprocessing) -> None:
+        super().__init__()
+        self.size = own.size
+        ours, theirs = torch.tensor([shared.mean, shared.std]), torch.tensor([own.mean, own.std])
+        matrix = None if own.size == shared.size else torch.from_numpy(resize_matrix(shared.size, own).copy())
+        self.register_buffer("scale", (ours[1] / theirs[1]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("shift", ((ours[0] - theirs[0]) / theirs[1]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("resize", matrix, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.resize is not None:
+            x = self.resize @ x @ self.resize.T
+        return x * self.scale + self.shift
+
+
 class MeanOfNetworks(nn.Module):
     """Several timm networks that answer together; for the rest of the package it is one more timm network.
 
@@ -49,17 +78,22 @@ class MeanOfNetworks(nn.Module):
     (Lakshminarayanan et al. 2017, arXiv:1612.01474, section 2.4), and whose logsumexp, the negative energy by which a
     strange picture may be told (Liu et al. 2020, arXiv:2010.03759), is the mean of theirs; those of one network are its
     own. Its features are theirs, one after the other.
+
+    Attributes:
+        members: The networks.
+        inputs: For each what makes the shared picture into its own: a `MemberInput`, or nothing.
     """
 
-    def __init__(self, members: Sequence[nn.Module]) -> None:
+    def __init__(self, members: Sequence[nn.Module], inputs: Sequence[MemberInput | None] = ()) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
+        self.inputs = nn.ModuleList([i or nn.Identity() for i in inputs or [None] * len(members)])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        return [m.forward_features(x) for m in self._networks()]
+        return [m.forward_features(own(x)) for m, own in zip(self._networks(), self.inputs, strict=True)]
 
     def forward_head(self, inside: Sequence[Tensor], pre_logits: bool = False) -> Tensor:
         parts = [m.forward_head(i, pre_logits=pre_logits) for m, i in zip(self._networks(), inside, strict=True)]
@@ -104,8 +138,7 @@ def build_model(config: ModelConfig, n_classes: int, spec: Preprocessing) -> Cel
             local weights don't fit (the message lists the keys).
     """
     if "+" in config.name:
-        members = [config.model_copy(update={"name": name.strip()}) for name in config.name.split("+")]
-        return CellClassifier(MeanOfNetworks([build_model(m, n_classes, spec).backbone for m in members]), spec)
+        return CellClassifier(_mean_of_networks(config, n_classes, spec), spec)
     name = config.name.removeprefix("timm/")
     if not timm.is_model(name.split(".")[0]):
         near = ", ".join(timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:8]) or "see timm.list_models()"
@@ -132,6 +165,16 @@ def build_model(config: ModelConfig, n_classes: int, spec: Preprocessing) -> Cel
     model = CellClassifier(backbone, spec)
     _check_size(model, config.name, spec.size)
     return model
+
+
+def _mean_of_networks(config: ModelConfig, n_classes: int, spec: Preprocessing) -> MeanOfNetworks:
+    names = config.members
+    images = config.images or (spec,) * len(names)
+    members = [
+        build_model(config.model_copy(update={"name": name, "images": ()}), n_classes, own).backbone
+        for name, own in zip(names, images, strict=True)
+    ]
+    return MeanOfNetworks(members, [None if own == spec else MemberInput(spec, own) for own in images])
 
 
 def _short(error: BaseException) -> str:

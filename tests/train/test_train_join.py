@@ -18,6 +18,7 @@ from marrowscope.errors import MarrowscopeError, ModelError, SplitError, Trainin
 from marrowscope.explain.cam import cam_maps, cam_targets
 from marrowscope.explain.sanity import cascade, layer_groups
 from marrowscope.export import export_onnx
+from marrowscope.images import prepare
 from marrowscope.infer import Classifier
 from marrowscope.modelcards import card_markdown
 from marrowscope.models import MeanOfNetworks, build_model, load_run_model
@@ -121,6 +122,53 @@ def test_later_stages_take_it_as_any_run(joined: Path, cells: Path, tmp_path: Pa
     assert len(read_index(run / "index.csv")) == 30
 
 
+def test_members_may_take_pictures_of_their_own_size_and_normalisation(
+    runs: list[Path], cells: Path, tiny_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    recipe = tiny_recipe(
+        name="large", model__name="test_vit", image__size=48, image__mean=[0.5, 0.4, 0.3], image__std=[0.2, 0.25, 0.3]
+    )
+    train(recipe, data=cells, out=tmp_path / "large", split=runs[0] / "split.csv", quiet=True)
+    order = [runs[0], tmp_path / "large", runs[1]]
+    card = join(order, tmp_path / "run", name="mixed")
+    assert card.preprocessing == recipe.image, "pictures are prepared for the largest"
+    assert [m.input_px for m in card.members] == [32, 48, 32]
+    assert "large: test_vit at 48 px, seed 3" in card_markdown(card)
+
+    # Each member answers as it does alone, to what `prepare` makes smaller once more, but for the rounding to bytes.
+    model, card = load_run_model(tmp_path / "run")
+    rows = Split.read(tmp_path / "run" / "split.csv").part("val")
+    images = CellImages(cells, rows, card.codes, card.preprocessing)
+    pixels = np.stack([images.load(i) for i in range(len(images))])
+    answers = []
+    for run in order:
+        alone, own = load_run_model(run)
+        small = np.stack([prepare(p, own.preprocessing) for p in pixels])
+        with torch.no_grad():
+            answers.append(_softmax(alone(torch.from_numpy(small).permute(0, 3, 1, 2)).numpy()))
+    outputs = cell_outputs(model, images)
+    together = _softmax(outputs.logits_NC)
+    np.testing.assert_allclose(together, np.mean(answers, axis=0), atol=0.01)
+    assert np.abs(answers[0] - answers[1]).max() > 0.05, "the members differ by more than that"
+    right = together.argmax(1) == images.labels
+    assert card.validation["val_accuracy"] == pytest.approx(right.mean())
+
+    # Later stages: judged, explained, exported in full and in eight bits.
+    evaluate_run(tmp_path / "run")
+    card = Card.read(tmp_path / "run" / "card.json")
+    targets = cam_targets(model, "hirescam", 48)
+    assert [t.name.split(".")[1] for t in targets] == ["0", "1", "2"]
+    batch = torch.from_numpy(pixels[:2]).permute(0, 3, 1, 2)
+    heat = cam_maps(model, targets, batch, torch.tensor([0, 1]), "hirescam")
+    assert heat.shape == (2, 48, 48)
+    assert export_onnx(tmp_path / "run", tmp_path / "m.onnx").passes
+    served = Classifier.load(tmp_path / "m.onnx")
+    np.testing.assert_allclose(served.probabilities(pixels), calibrated(card, outputs.logits_NC), atol=1e-5)
+    assert export_onnx(tmp_path / "run", tmp_path / "m8.onnx", precision="int8").passes
+    served = Classifier.load(tmp_path / "m8.onnx")
+    np.testing.assert_allclose(served.probabilities(pixels), calibrated(served.card, outputs.logits_NC), atol=0.1)
+
+
 def test_it_can_teach(joined: Path, cells: Path, tiny_recipe: MakeRecipe, tmp_path: Path) -> None:
     recipe = tiny_recipe(distil={"teacher": str(joined), "weight": 0.5}, schedule__epochs=1, schedule__warmup_epochs=0)
     train(recipe, data=cells, out=tmp_path / "student", split=joined / "split.csv", quiet=True)
@@ -181,9 +229,9 @@ def test_what_can_not_be_joined_is_said(
     refused(TrainingError, "same weights", runs[0], runs[1], runs[0])
     refused(ModelError, "was joined from 3 runs itself", joined, runs[0])
     refused(ModelError, "no run folder", runs[0], tmp_path)
-    train(tiny_recipe(image__size=48, schedule__epochs=1), data=cells, out=tmp_path / "48",
+    train(tiny_recipe(image__crop=0.8, schedule__epochs=1), data=cells, out=tmp_path / "cropped",
           split=runs[0] / "split.csv", quiet=True)  # fmt: skip
-    refused(ModelError, "differ in preprocessing", runs[0], tmp_path / "48")
+    refused(ModelError, r"differ in preprocessing.crop \(1.0; 0.8\)", runs[0], tmp_path / "cropped")
     train(tiny_recipe(seed=9, schedule__epochs=1), data=cells, out=tmp_path / "other", quiet=True)
     refused(SplitError, "different splits", runs[0], tmp_path / "other")
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from marrowscope.errors import ModelError
-from marrowscope.models import MeanOfNetworks
+from marrowscope.models import MeanOfNetworks, MemberInput
 
 Reshape = Callable[[Tensor], Tensor]
 """Output of a layer -> (B, C, rows, columns)."""
@@ -52,8 +52,8 @@ def target_layers(backbone: nn.Module, size: int, count: int = 1) -> list[Target
     if isinstance(backbone, MeanOfNetworks):
         return [
             replace(target, name=f"members.{i}.{target.name}")
-            for i, member in enumerate(backbone.members)
-            for target in target_layers(member, size, count)
+            for i, (member, own) in enumerate(zip(backbone.members, backbone.inputs, strict=True))
+            for target in target_layers(member, own.size if isinstance(own, MemberInput) else size, count)
         ]
     info = getattr(backbone, "feature_info", None)
     stages = [dict(f) for f in (getattr(info, "info", info) or ())]

@@ -148,7 +148,11 @@ class CardAcceptance(Frozen):
 
 
 class CardMember(Frozen):
-    """One of the networks that a model is the mean of, as its own card describes it."""
+    """One of the networks that a model is the mean of, as its own card describes it.
+
+    Attributes:
+        input_px: Side of its own input in pixels, where the networks differ in that.
+    """
 
     name: str
     architecture: str
@@ -156,6 +160,7 @@ class CardMember(Frozen):
     epochs: int
     best_epoch: int
     weights_sha256: str
+    input_px: int | None = None
 
 
 class Card(Document):

@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import marrowscope
 from marrowscope.config import Recipe, load_recipe, parse_recipe, recipe_toml
@@ -23,7 +25,7 @@ from marrowscope.datasets import CellImages
 from marrowscope.errors import ModelError, SplitError, TrainingError
 from marrowscope.evaluate.metrics import confusion_matrix
 from marrowscope.files import make_folder, sha256_file, write_text
-from marrowscope.models import CellClassifier, MeanOfNetworks, load_run_model
+from marrowscope.models import CellClassifier, build_model, load_run_model
 from marrowscope.outputs import cell_outputs
 from marrowscope.schema import Card, CardMember, RunInfo, Split
 from marrowscope.train.checkpoint import save_tensors
@@ -48,8 +50,9 @@ def join(runs: Sequence[Path], out: Path, *, name: str | None = None, data: Path
     run has one, index.csv. There is no training to go on with, and no curve.
 
     Args:
-        runs: Two run folders or more, trained on one split, with the same classes and preprocessing; their networks
-            may differ.
+        runs: Two run folders or more, trained on one split, with the same classes. Their networks may differ, and take
+            pictures in sizes and normalisations of their own; then pictures are prepared for the largest, and made
+            smaller for the others.
         out: Run folder to make.
         name: Name of the model; without it, that of the first run.
         data: Folder of images; without it, the one that the first run was trained on.
@@ -59,7 +62,8 @@ def join(runs: Sequence[Path], out: Path, *, name: str | None = None, data: Path
 
     Raises:
         TrainingError: Fewer than two runs, the same weights twice, or `out` holds a run.
-        ModelError: A run has no model yet, was joined itself, or the models differ in classes or preprocessing.
+        ModelError: A run has no model yet, was joined itself, or the models differ in classes, or in how pictures are
+            prepared otherwise than by size, mean and std.
         SplitError: The runs were trained on different splits, or there is no validation part.
         RecipeError: `name` is not allowed.
         DataError: A validation picture can't be read any more.
@@ -77,7 +81,7 @@ def join(runs: Sequence[Path], out: Path, *, name: str | None = None, data: Path
     recipe = _recipe(members, name)
     split, root = Split.read(first.path / "split.csv"), Path(_info(first.path).data) if data is None else Path(data)
     check_split(split, root)
-    model = CellClassifier(MeanOfNetworks([m.model.backbone for m in members]), recipe.image).eval()
+    model = _together(members, recipe)
     scores = _validation_scores(model, recipe, split, root)
     make_folder(out)
     split.write(out / "split.csv")
@@ -110,18 +114,27 @@ def _info(run: Path) -> RunInfo:
 
 
 def _check_alike(first: _Member, other: _Member) -> None:
-    for what in ("class_set", "codes", "preprocessing"):
-        ours, theirs = getattr(first.card, what), getattr(other.card, what)
+    for what, ours, theirs in (
+        ("class_set", first.card.class_set, other.card.class_set),
+        ("codes", first.card.codes, other.card.codes),
+        *((f"preprocessing.{k}", v, _cutting(other)[k]) for k, v in _cutting(first).items()),
+    ):
         if ours != theirs:
             raise ModelError(
-                f"{first.path} and {other.path} differ in {what} ({ours}; {theirs}). Join runs of one class set and "
-                "one [image] section; `predict A.onnx,B.onnx` averages models of different input sizes."
+                f"{first.path} and {other.path} differ in {what} ({ours}; {theirs}). Join runs of one class set whose "
+                "[image] sections differ in nothing but size, mean and std; `predict A.onnx,B.onnx` averages models "
+                "that prepare pictures in any way."
             )
     if Split.read(first.path / "split.csv").rows != Split.read(other.path / "split.csv").rows:
         raise SplitError(
             f"{first.path} and {other.path} were trained on different splits, so that one may have learnt what the "
             f"other is judged on. Train on the same: --split {first.path / 'split.csv'}"
         )
+
+
+def _cutting(member: _Member) -> dict[str, Any]:
+    """How pictures are prepared, but for what a network can do within itself."""
+    return member.card.preprocessing.model_dump(exclude={"size", "mean", "std"})
 
 
 def _check_different(members: Sequence[_Member]) -> None:
@@ -138,9 +151,22 @@ def _recipe(members: Sequence[_Member], name: str | None) -> Recipe:
     """The first run's recipe, with all networks named."""
     values = members[0].recipe.model_dump()
     values["model"]["name"] = " + ".join(m.recipe.model.name for m in members)
+    images = [m.card.preprocessing for m in members]
+    if len(set(images)) > 1:
+        values["image"] = max(images, key=lambda i: i.size)
+        values["model"]["images"] = images
     if name is not None:
         values["name"] = name
     return parse_recipe(values, "The joined recipe")
+
+
+def _together(members: Sequence[_Member], recipe: Recipe) -> CellClassifier:
+    """The network that answers with their mean, with their weights."""
+    model = build_model(recipe.model.model_copy(update={"weights": "none"}), len(recipe.codes), recipe.image)
+    model.backbone.members.load_state_dict(  # type: ignore[union-attr]
+        nn.ModuleList([m.model.backbone for m in members]).state_dict()
+    )
+    return model.eval()
 
 
 def _validation_scores(model: CellClassifier, recipe: Recipe, split: Split, data: Path) -> dict[str, float]:
@@ -172,12 +198,13 @@ def _card(members: Sequence[_Member], recipe: Recipe, scores: dict[str, float], 
                 epochs=c.epochs,
                 best_epoch=c.best_epoch,
                 weights_sha256=c.weights_sha256,
+                input_px=c.preprocessing.size if recipe.model.images else None,
             )
             for c in cards
         ),
         class_set=cards[0].class_set,
         codes=cards[0].codes,
-        preprocessing=cards[0].preprocessing,
+        preprocessing=recipe.image,
         training_data=cards[0].training_data,
         seed=cards[0].seed,
         epochs=cards[0].epochs,
