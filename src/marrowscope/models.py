@@ -130,6 +130,13 @@ class MeanOfNetworks(nn.Module):
         return list(self.members)
 
 
+def mean_of_networks(
+    members: Sequence[nn.Module], images: Sequence[Preprocessing], shared: Preprocessing
+) -> MeanOfNetworks:
+    """Networks that answer together to pictures prepared as `shared` says, each as its own of `images` does."""
+    return MeanOfNetworks(members, [None if own == shared else MemberInput(shared, own) for own in images])
+
+
 def build_model(config: ModelConfig, n_classes: int, spec: Preprocessing) -> CellClassifier:
     """Make the network of a recipe, with its start weights.
 
@@ -138,7 +145,12 @@ def build_model(config: ModelConfig, n_classes: int, spec: Preprocessing) -> Cel
             local weights don't fit (the message lists the keys).
     """
     if "+" in config.name:
-        return CellClassifier(_mean_of_networks(config, n_classes, spec), spec)
+        images = config.images or (spec,) * len(config.members)
+        members = [
+            build_model(config.model_copy(update={"name": name, "images": ()}), n_classes, own).backbone
+            for name, own in zip(config.members, images, strict=True)
+        ]
+        return CellClassifier(mean_of_networks(members, images, spec), spec)
     name = config.name.removeprefix("timm/")
     if not timm.is_model(name.split(".")[0]):
         near = ", ".join(timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:8]) or "see timm.list_models()"
@@ -165,16 +177,6 @@ def build_model(config: ModelConfig, n_classes: int, spec: Preprocessing) -> Cel
     model = CellClassifier(backbone, spec)
     _check_size(model, config.name, spec.size)
     return model
-
-
-def _mean_of_networks(config: ModelConfig, n_classes: int, spec: Preprocessing) -> MeanOfNetworks:
-    names = config.members
-    images = config.images or (spec,) * len(names)
-    members = [
-        build_model(config.model_copy(update={"name": name, "images": ()}), n_classes, own).backbone
-        for name, own in zip(names, images, strict=True)
-    ]
-    return MeanOfNetworks(members, [None if own == spec else MemberInput(spec, own) for own in images])
 
 
 def _short(error: BaseException) -> str:

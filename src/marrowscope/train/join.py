@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 import marrowscope
 from marrowscope.config import Recipe, load_recipe, parse_recipe, recipe_toml
@@ -25,7 +24,7 @@ from marrowscope.datasets import CellImages
 from marrowscope.errors import ModelError, SplitError, TrainingError
 from marrowscope.evaluate.metrics import confusion_matrix
 from marrowscope.files import make_folder, sha256_file, write_text
-from marrowscope.models import CellClassifier, build_model, load_run_model
+from marrowscope.models import CellClassifier, load_run_model, mean_of_networks
 from marrowscope.outputs import cell_outputs
 from marrowscope.schema import Card, CardMember, RunInfo, Split
 from marrowscope.train.checkpoint import save_tensors
@@ -81,7 +80,8 @@ def join(runs: Sequence[Path], out: Path, *, name: str | None = None, data: Path
     recipe = _recipe(members, name)
     split, root = Split.read(first.path / "split.csv"), Path(_info(first.path).data) if data is None else Path(data)
     check_split(split, root)
-    model = _together(members, recipe)
+    networks, images = [m.model.backbone for m in members], [m.card.preprocessing for m in members]
+    model = CellClassifier(mean_of_networks(networks, images, recipe.image), recipe.image).eval()
     scores = _validation_scores(model, recipe, split, root)
     make_folder(out)
     split.write(out / "split.csv")
@@ -150,6 +150,8 @@ def _check_different(members: Sequence[_Member]) -> None:
 def _recipe(members: Sequence[_Member], name: str | None) -> Recipe:
     """The first run's recipe, with all networks named."""
     values = members[0].recipe.model_dump()
+    # What only matters in training goes: not every kind of network takes it.
+    values["model"] |= {"drop_path": 0.0, "dropout": 0.0, "patch_drop": 0.0}
     values["model"]["name"] = " + ".join(m.recipe.model.name for m in members)
     images = [m.card.preprocessing for m in members]
     if len(set(images)) > 1:
@@ -158,15 +160,6 @@ def _recipe(members: Sequence[_Member], name: str | None) -> Recipe:
     if name is not None:
         values["name"] = name
     return parse_recipe(values, "The joined recipe")
-
-
-def _together(members: Sequence[_Member], recipe: Recipe) -> CellClassifier:
-    """The network that answers with their mean, with their weights."""
-    model = build_model(recipe.model.model_copy(update={"weights": "none"}), len(recipe.codes), recipe.image)
-    model.backbone.members.load_state_dict(  # type: ignore[union-attr]
-        nn.ModuleList([m.model.backbone for m in members]).state_dict()
-    )
-    return model.eval()
 
 
 def _validation_scores(model: CellClassifier, recipe: Recipe, split: Split, data: Path) -> dict[str, float]:
