@@ -9,9 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from marrowscope.config import Recipe, recipe_toml
-from marrowscope.schema import read_metrics
+from marrowscope.datasets import CellImages
+from marrowscope.models import load_run_model
+from marrowscope.outputs import cell_outputs
+from marrowscope.schema import Split, read_metrics
 from marrowscope.train import train
 from marrowscope.train.checkpoint import load_state
 
@@ -94,3 +98,22 @@ def test_two_processes_end_with_the_weights_of_one(
         for name in ("val_loss", "train_loss", "train_accuracy"):
             assert a[name] == pytest.approx(b[name], abs=1e-5), "of all processes' pictures, each once"
     assert len(list((tmp_path / "two" / "tensorboard").iterdir())) == len(rows[1])
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_two_processes_validate_the_network_that_is_kept(
+    tiny_recipe: Callable[..., Recipe], cells: Path, tmp_path: Path, ema: float
+) -> None:
+    # On a CPU each process has batch statistics of its own; the first one's are saved.
+    recipe = tiny_recipe(model__name="test_resnet", schedule__epochs=2, engine__ema=ema)
+    (tmp_path / "r.toml").write_text(recipe_toml(recipe))
+    out = tmp_path / "run"
+    done = _torchrun("-m", "marrowscope.cli", "train", tmp_path / "r.toml", "--data", cells, "--out", out)
+    assert done.returncode == 0, done.stderr
+    model, card = load_run_model(out)
+    assert any(isinstance(layer, torch.nn.BatchNorm2d) for layer in model.modules())
+    images = CellImages(cells, Split.read(out / "split.csv").part("val"), card.codes, card.preprocessing)
+    logits = torch.from_numpy(cell_outputs(model, images).logits_NC)
+    loss = float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(images.labels)))
+    best = max(read_metrics(out / "metrics.csv"), key=lambda row: row["val_accuracy"])
+    assert best["val_loss"] == pytest.approx(loss, abs=1e-5)

@@ -242,6 +242,10 @@ def validate(learner: Learner) -> dict[str, float]:
     """Loss, accuracy and macro F1 on the validation part; each picture counts once, however many processes."""
     fabric, images = learner.fabric, learner.val_images
     network = learner.averaged
+    if fabric.world_size > 1:
+        # Where batch statistics are not synchronised, each process has its own; the first one's are saved.
+        for buffer in network.buffers():
+            torch.distributed.broadcast(buffer, src=0)
     was_training = network.training
     network.eval()
     own = np.array_split(np.arange(len(images)), fabric.world_size)[fabric.global_rank]
